@@ -1,0 +1,74 @@
+"""Draw how the predictions of one or more models form over depth, from the result files that eval/perplexity.py writes.
+
+    python eval/plot_curves.py results/tiny-mamba --output curves.png
+    python eval/plot_curves.py results/tiny-mamba published/mamba/130m pythia:other/metrics.json --output curves.html
+
+One result is drawn with its baselines; several are overlaid. Results in the plain tuned-lens schema do not say what a layer is: there the
+family is read from the folders FAMILY/SIZE, or named as FAMILY:PATH (mamba, rwkv, pythia).
+"""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from lens_rnn import cli
+from lens_rnn.errors import ConfigError
+from lens_rnn.evaluation import plots
+from lens_rnn.evaluation.results import FILE_NAME, Curves, read_curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Draw results over depth."""
+
+    results: tyro.conf.Positional[tuple[str, ...]]
+    """Folders that hold an aggregate_metrics.json, or such files; FAMILY:PATH where the family is not known."""
+    output: Path
+    """A .png or .html file, or a folder that gets curves.png and curves.html."""
+    labels: tuple[str, ...] = ()
+    """Names for the legend, one a result. Default: the names of the models."""
+    lens: plots.Lens = "both"
+    """What to draw: the tuned lens (solid), the logit lens (dashed), or both."""
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            raise ConfigError(f"there is no result to draw; name folders that hold an {FILE_NAME}")
+        if self.labels and len(self.labels) != len(self.results):
+            raise ConfigError(f"--labels has {len(self.labels)} names for {len(self.results)} results; give one a result")
+        if not self.output.is_dir() and self.output.suffix.lower() not in ("", ".png", ".html"):
+            raise ConfigError(f"--output {self.output} ends in {self.output.suffix!r}; use .png, .html or a folder")
+
+
+def read_results(config: Config) -> list[Curves]:
+    """The curves to draw, each with a name of its own."""
+    results = [read_curves(spec) for spec in config.results]
+    if config.labels:
+        return [dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)]
+    count = Counter(curves.name for curves in results)
+    paths = [Path(spec).resolve() for spec in config.results]
+    folders = [path.parent.name if path.name == FILE_NAME else path.name for path in paths]
+    return [
+        dataclasses.replace(curves, name=f"{curves.name} ({folder})") if count[curves.name] > 1 else curves
+        for curves, folder in zip(results, folders, strict=True)
+    ]
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(verbose=False)
+    results = read_results(config)
+
+    folder = config.output.is_dir() or not config.output.suffix
+    for path in [config.output / "curves.png", config.output / "curves.html"] if folder else [config.output]:
+        html = path.suffix.lower() == ".html"
+        if len(results) == 1:
+            (plots.plot_layers_html if html else plots.plot_layers_png)(results[0], path, config.lens)
+        else:
+            (plots.plot_comparison_html if html else plots.plot_comparison_png)(results, path, config.lens)
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,1 @@
+"""How good a lens is: figures per layer, and the pictures of them."""

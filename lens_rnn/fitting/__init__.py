@@ -1,0 +1,7 @@
+"""Fitting a tuned lens."""
+
+from lens_rnn.fitting.checkpoints import Checkpoints
+from lens_rnn.fitting.fit import FitConfig, FitResult, StepReport, fit
+from lens_rnn.fitting.objective import FusedObjective
+
+__all__ = ["Checkpoints", "FitConfig", "FitResult", "FusedObjective", "StepReport", "fit"]

@@ -1,0 +1,52 @@
+"""Checkpoints of a fit: written whole or not at all, the last two kept, and only continued by the same run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lens_rnn.artifacts import write_atomically
+from lens_rnn.errors import FitError
+
+KEPT = 2
+
+
+class Checkpoints:
+    """The folder of a run's checkpoints. `identity` is everything that decides the run's numbers; another one is never continued."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, step: int, state: dict[str, Any]) -> Path:
+        """Write a checkpoint, then drop all but the last two."""
+        path = self.folder / f"step-{step:08d}.pt"
+        write_atomically(path, lambda file: torch.save({"identity": self.identity, "step": step, **state}, file))
+        for old in self._paths()[:-KEPT]:
+            old.unlink()
+        return path
+
+    def last(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None if there is none yet.
+
+        Raises FitError, naming the difference, if it was written by a run with another identity.
+        """
+        for left in self.folder.glob(".*.partial"):  # a killed process left it
+            left.unlink()
+        for path in reversed(self._paths()):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
+                continue  # damaged from outside, since a checkpoint is renamed only when whole: the one before it will do
+            self._compare(state["identity"])
+            return state
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def _compare(self, saved: dict[str, Any]) -> None:
+        for name in sorted(saved.keys() | self.identity.keys()):
+            if saved.get(name) != self.identity.get(name):
+                raise FitError(f"cannot resume: {name} was {saved.get(name)} and is now {self.identity.get(name)}; use --overwrite to start anew")

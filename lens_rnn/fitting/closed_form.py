@@ -1,0 +1,110 @@
+"""Streamed ridge regression: the translators that best map each hidden state to the final norm's input, without a gradient.
+
+Symbols, per layer:
+
+    x   hidden state                                   (d_model)
+    y   what its translator should add, f − x, with f the final norm's input   (d_model)
+    λ   ridge, as a fraction of the mean diagonal of the covariance of x
+
+Minimises Σ ‖y − W x − b‖² + λ ‖W‖² with b free: the penalty pulls towards W = 0, the logit lens.
+Moments are accumulated in float64: a residual stream's mean can be a hundred times its spread.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+RIDGES = tuple(10.0**k for k in range(-7, 2))
+
+
+
+class Solution(NamedTuple):
+    """One layer's translator in closed form."""
+
+    weight: Tensor
+    """W (d_model, d_model), float64."""
+    bias: Tensor
+    """b (d_model), float64."""
+    ridge: float
+    """The λ that was chosen."""
+    explained: float
+    """Fraction of the variance of f that is explained on the moments held out."""
+
+
+class Moments:
+    """Second moments of [x; 1] and y for every layer, in two halves: to fit on, and held out to choose λ on."""
+
+    HELD_OUT_ONE_IN = 8
+    """Batches of which one is held out."""
+
+    def __init__(self, layers: tuple[int, ...], d_model: int, device: torch.device):
+        self.layers = layers
+        self.d_model = d_model
+        where = device if device.type in ("cpu", "cuda") else torch.device("cpu")  # the others have no float64
+        size = (2, len(layers), d_model + 1)
+        self.xx = torch.zeros(*size, d_model + 1, dtype=torch.float64, device=where)
+        self.xy = torch.zeros(*size, d_model, dtype=torch.float64, device=where)
+        self.yy = torch.zeros(2, len(layers), dtype=torch.float64, device=where)
+        self.ff = torch.zeros(2, dtype=torch.float64, device=where)  # Σ ‖f‖²
+        self.f = torch.zeros(2, d_model, dtype=torch.float64, device=where)
+        self.batches = 0
+
+    @staticmethod
+    def bytes_needed(layers: int, d_model: int) -> int:
+        return 2 * layers * (d_model + 1) * (2 * d_model + 1) * 8
+
+    @torch.no_grad()
+    def add(self, hidden: tuple[Tensor, ...], f: Tensor, held_out: bool) -> None:
+        """Add a batch: every layer's hidden states (…, d_model), and the final norm's inputs f (…, d_model)."""
+        half = int(held_out)
+        f = f.reshape(-1, self.d_model).to(self.xx.device, torch.float64)
+        self.ff[half] += f.square().sum()
+        self.f[half] += f.sum(0)
+        for k, layer in enumerate(self.layers):
+            x = hidden[layer].reshape(-1, self.d_model).to(self.xx.device, torch.float64)
+            y = f - x
+            x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # (tokens, d_model + 1)
+            self.xx[half, k].addmm_(x.T, x)
+            self.xy[half, k].addmm_(x.T, y)
+            self.yy[half, k] += y.square().sum()
+
+    def tensors(self) -> list[Tensor]:
+        """What is summed over processes."""
+        return [self.xx, self.xy, self.yy, self.ff, self.f]
+
+    def solve(self) -> dict[int, Solution]:
+        """The translator of each layer: λ chosen on the held-out half, then fitted on both."""
+        return {layer: self._solve(k) for k, layer in enumerate(self.layers)}
+
+    def _solve(self, k: int) -> Solution:
+        total_xx, total_xy = self.xx[:, k].sum(0), self.xy[:, k].sum(0)
+        if not bool(total_xx.isfinite().all()) or self.xx[1, k, -1, -1] == 0:
+            nothing = total_xy.new_zeros(self.d_model, self.d_model)
+            return Solution(nothing, nothing[0], float("inf"), 0.0)  # the fit reports the layer whose loss is not finite
+        errors = [self._held_out_error(_ridge(self.xx[0, k], self.xy[0, k], ridge), k) for ridge in RIDGES]
+        best = min(range(len(RIDGES)), key=errors.__getitem__)
+        count = self.xx[1, k, -1, -1]
+        spread = float((self.ff[1] - self.f[1].square().sum() / count) / count)
+        map_ = _ridge(total_xx, total_xy, RIDGES[best])
+        return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), RIDGES[best], 1 - errors[best] / spread)
+
+    def _held_out_error(self, map_: Tensor, k: int) -> float:
+        """Mean ‖y − [W b][x; 1]‖² on the held-out half, from its moments."""
+        xx, xy, yy = self.xx[1, k], self.xy[1, k], self.yy[1, k]
+        error = (yy - 2 * (map_.T * xy).sum() + ((map_ @ xx) * map_).sum()) / xx[-1, -1]
+        return float(error) if bool(error.isfinite()) else float("inf")
+
+
+def _ridge(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
+    """[W b] (d_model, d_model + 1) from the moments of [x; 1] and y. Cholesky on the centred covariance."""
+    count = xx[-1, -1]
+    mean_x, mean_y = xx[-1, :-1] / count, xy[-1] / count
+    covariance = xx[:-1, :-1] / count - torch.outer(mean_x, mean_x)
+    cross = xy[:-1] / count - torch.outer(mean_x, mean_y)  # (d_model of x, d_model of y)
+    penalty = ridge * covariance.diagonal().mean().clamp(min=1e-30)
+    factor, failed = torch.linalg.cholesky_ex(covariance + penalty * torch.eye(len(covariance)).to(covariance))
+    if failed:
+        return torch.full_like(xx[:-1], float("inf"))  # too little ridge for this layer: its held-out error is then infinite
+    weight = torch.cholesky_solve(cross, factor).T
+    return torch.cat([weight, (mean_y - weight @ mean_x)[:, None]], dim=1)

@@ -1,0 +1,18 @@
+"""GPT-NeoX (Pythia): the transformer that the paper compares the recurrent families with."""
+
+from torch import nn
+
+from lens_rnn.models.adapter import ModelAdapter, register
+
+
+@register("gpt_neox")
+class GPTNeoXAdapter(ModelAdapter):
+    states_after_blocks = False
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.gpt_neox.layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.model.gpt_neox.final_layer_norm

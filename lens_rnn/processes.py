@@ -1,0 +1,53 @@
+"""Sharing work among the processes of a run. Nothing goes through accelerate's `prepare`: sums are reduced by hand."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of this run, seen from one of them. Without an accelerator it is the only one."""
+
+    accelerator: Accelerator | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index if self.accelerator else 0
+
+    @property
+    def world(self) -> int:
+        return self.accelerator.num_processes if self.accelerator else 1
+
+    @property
+    def on_this_machine(self) -> int:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Elementwise sum over processes, the same tensor on each."""
+        return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator and self.world > 1 else tensor
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.accelerator:
+            self.accelerator.wait_for_everyone()
+
+    def shares(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+        """This process's part of `rows`, at most `size` at a time, as (rows, how many of them count).
+
+        Every process gets the same number of parts, because a sharded model's forward pass is a joint act of all of them. A process
+        that has run out repeats its last row, which then does not count.
+        """
+        mine = np.array_split(rows, self.world)[self.rank]
+        longest = -(-len(rows) // self.world)
+        for start in range(0, longest, size):
+            part = mine[start : start + size]
+            yield (part, len(part)) if len(part) else (rows[:1], 0)

@@ -1,0 +1,156 @@
+"""The loop: that it lowers the loss, is reproducible, resumes to the bit, and refuses what cannot be fitted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lens_rnn.data import TokenBlocks
+from lens_rnn.errors import ConfigError, FitError
+from lens_rnn.evaluation.metrics import evaluate
+from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
+from lens_rnn.fitting.optimizers import LEARNING_RATES
+from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.models import ModelAdapter
+
+
+def make_blocks(blocks: int = 60, seq_len: int = 16, vocab_size: int = 96, seed: int = 0) -> TokenBlocks:
+    tokens = np.random.default_rng(seed).integers(vocab_size, size=(blocks, seq_len)).astype(np.uint16)
+    return TokenBlocks(tokens, "random tokens", 3 * tokens.size, tokens.size, 1, "0" * 64)
+
+
+def config(**changes) -> FitConfig:
+    return FitConfig(**{"batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 5} | changes)
+
+
+def state(lens: TunedLens) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in lens.layer_translators.state_dict().items()}
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@pytest.mark.parametrize("optimizer", [*LEARNING_RATES])
+def test_every_optimizer_lowers_held_out_kl(tiny_mamba: ModelAdapter, optimizer: str) -> None:
+    start = TunedLens.from_adapter(tiny_mamba)
+    result = fit(tiny_mamba, make_blocks(400), config(optimizer=optimizer, start="zero"))
+    held_out = make_blocks(seed=1)
+    evaluation = evaluate(tiny_mamba, {"logit": LogitLens.from_adapter(tiny_mamba), "tuned": result.lens}, held_out)
+    for i in tiny_mamba.fitted_layers:
+        assert evaluation.lenses["tuned"][i].kl < 0.97 * evaluation.lenses["logit"][i].kl
+    assert torch.equal(start[2].weight, result.lens[2].weight), "the trivial translator is never touched"
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_closed_form_then_steps_beats_both_alone(tiny_model: ModelAdapter, loss: str) -> None:
+    result = fit(tiny_model, make_blocks(300), config(loss=loss))
+    losses = np.array(result.history)
+    assert losses.shape == (75, len(tiny_model.fitted_layers))
+    assert (losses[-10:].mean(0) < losses[:5].mean(0)).all()
+    assert set(result.start) == {str(i) for i in tiny_model.fitted_layers}
+    assert all(0 < s["explained"] <= 1 for s in result.start.values())
+
+
+def test_one_step_of_plain_gradient_descent_is_the_mean_gradient(tiny_neox: ModelAdapter) -> None:
+    """SGD's first step with Nesterov moves by lr × 1.9 × the clipped gradient, here computed by autograd."""
+    from tests.reference import objective as naive
+
+    blocks = make_blocks(4)
+    result = fit(tiny_neox, blocks, config(optimizer="sgd", start="zero", learning_rate=0.5, clip=1e9))
+    lens = TunedLens.from_adapter(tiny_neox).requires_grad_(False)
+    forward = tiny_neox.forward(blocks.batch(slice(None)))
+    for i in tiny_neox.fitted_layers:
+        lens[i].requires_grad_(True)
+        z = lens.transform_hidden(forward.hidden_states[i].flatten(0, 1), i)
+        naive.kl(z, forward.final.flatten(0, 1), lens.unembed).mean().backward()
+        torch.testing.assert_close(result.lens[i].weight, -0.5 * 1.9 * lens[i].weight.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(result.lens[i].bias, -0.5 * 1.9 * lens[i].bias.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_each_layer_is_clipped_by_its_own_norm(tiny_neox: ModelAdapter) -> None:
+    result = fit(tiny_neox, make_blocks(4), config(optimizer="sgd", start="zero", learning_rate=1.0, clip=1e-3))
+    for i in tiny_neox.fitted_layers:
+        moved = torch.cat([result.lens[i].weight.flatten(), result.lens[i].bias])
+        assert float(moved.norm()) == pytest.approx(1.9e-3, rel=1e-4)
+
+
+def test_micro_batch_size_does_not_change_the_result(tiny_rwkv4: ModelAdapter) -> None:
+    one, two = (state(fit(tiny_rwkv4, make_blocks(20), config(micro_batch_size=m)).lens) for m in (1, 4))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [3, 7, 12])
+def test_a_resumed_run_ends_bit_identical(tiny_mamba: ModelAdapter, tmp_path: Path, stop_after: int) -> None:
+    blocks = make_blocks()
+    whole = state(fit(tiny_mamba, blocks, config()).lens)
+    checkpoints = Checkpoints(tmp_path, {"model": "a"})
+
+    def stop(report: StepReport) -> None:
+        if report.step == stop_after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(tiny_mamba, blocks, config(), checkpoints=checkpoints, on_step=stop)
+    steps: list[int] = []
+    result = fit(tiny_mamba, blocks, config(), checkpoints=checkpoints, resume=True, on_step=lambda r: steps.append(r.step))
+    assert_identical(whole, state(result.lens))
+    assert steps[0] == stop_after // 5 * 5 + 1
+    assert len(result.history) == 15
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, {})
+    whole = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000010.pt", "step-00000015.pt"]
+    (tmp_path / "step-00000015.pt").write_bytes(b"cut")
+    (tmp_path / ".step-00000020.pt.x.partial").write_bytes(b"left by a killed process")
+    resumed = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints, resume=True)
+    assert_identical(state(whole.lens), state(resumed.lens))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_another_run_is_refused_by_name(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    fit(tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 1, "setting loss": "kl"}))
+    with pytest.raises(FitError, match="world size was 1 and is now 2"):
+        fit(tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 2, "setting loss": "kl"}), resume=True)
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    def poison(report: StepReport) -> None:
+        if report.step == 6:
+            lens[1].bias.data[0] = float("nan")
+
+    lens = TunedLens.from_adapter(tiny_mamba)
+    with pytest.raises(FitError, match="layer 1 is nan at step 7"):
+        fit(tiny_mamba, make_blocks(), config(), init_lens=lens, checkpoints=Checkpoints(tmp_path, {}), on_step=poison)
+    saved = Checkpoints(tmp_path, {}).last()
+    assert saved is not None
+    assert saved["step"] == 5
+    assert all(t.isfinite().all() for t in saved["translators"].values())
+
+
+def test_an_init_lens_is_where_the_fit_starts(tiny_mamba: ModelAdapter) -> None:
+    first = fit(tiny_mamba, make_blocks(200), config()).lens
+    expected = evaluate(tiny_mamba, {"tuned": first}, make_blocks(4)).lenses["tuned"]
+    result = fit(tiny_mamba, make_blocks(4), config(learning_rate=1e-9), init_lens=first)
+    assert result.start == {}
+    assert result.history[0] == pytest.approx([expected[i].kl for i in tiny_mamba.fitted_layers], rel=1e-4)
+
+
+def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
+    with pytest.raises(FitError, match="less than one batch of 4; lower --batch-size"):
+        fit(tiny_mamba, make_blocks(3), config())
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"learning_rate": -1.0}, {"optimizer": "lion"}, {"loss": "mse"}, {"clip": 0.0}, {"chunk_tokens": 0}])
+def test_settings_out_of_range_are_refused_by_name(bad: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        config(**bad)

@@ -1,0 +1,30 @@
+"""The recurrences of lens_rnn.models.recurrences, one time step after another, in torch: any dtype, differentiable by autograd."""
+
+import torch
+from torch import Tensor
+
+
+def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """S_t = exp(dt_t A) S_{t−1} + dt_t B_t u_t, y_t = C_t S_t, with the shapes and symbols of the fused scan."""
+    if state is None:
+        state = torch.zeros(u.shape[0], *A.shape, dtype=u.dtype)
+    outputs = []
+    for t in range(u.shape[2]):
+        step = dt[:, :, t, None]  # (batch, channels, 1)
+        state = torch.exp(step * A) * state + step * B[:, None, t] * u[:, :, t, None]  # (batch, channels, n)
+        outputs.append((state * C[:, None, t]).sum(-1))
+    return torch.stack(outputs, dim=-1), state
+
+
+def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """wkv_t = (Σ_{i<t} e^{w(t−1−i)+k_i} v_i + e^{u+k_t} v_t) / (the same sum without v), written out as the formula says.
+
+    In float64 it needs no rescaling while |k| stays below about 300.
+    """
+    outputs = []
+    for t in range(k.shape[1]):
+        age = torch.arange(t - 1, -1, -1, dtype=k.dtype)[:, None]  # (t, 1): steps since each past token, the last one 0
+        exponents = torch.cat([w * age + k[:, :t], (u + k[:, t])[:, None]], dim=1)  # (batch, t + 1, channels)
+        weights = torch.exp(exponents)
+        outputs.append((weights * v[:, : t + 1]).sum(1) / weights.sum(1))
+    return torch.stack(outputs, dim=1)

@@ -1,0 +1,139 @@
+"""Fit a tuned lens for a recurrent language model.
+
+    accelerate launch train/fit_lens.py
+    accelerate launch train/fit_lens.py --model state-spaces/mamba-130m-hf --data monology/pile-uncopyrighted --tokens 10_000_000
+
+Without arguments: the shipped tiny Mamba, on the sources of the Python standard library that every machine has.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from lens_rnn import artifacts, cli
+from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_entropy
+from lens_rnn.evaluation.metrics import doubts, evaluate
+from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
+from lens_rnn.fitting.card import model_card
+from lens_rnn.fitting.fit import check_batches
+from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
+from lens_rnn.lens import LogitLens, TunedLens, Unembedding
+from lens_rnn.run import ModelConfig, claim_output, load_configured_model, start_processes
+
+# Settings that say where and how to run, not what to compute: a resumed run may change them.
+_FREE = ("output", "resume", "overwrite", "tracker", "verbose", "dry_run", "checkpoint_every", "data", "model", "device", "eval_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(FitConfig, DataConfig, ModelConfig):
+    """Fit a tuned lens: one affine translator a layer, so that every hidden state can be read as a prediction."""
+
+    output: Path | None = None
+    """Folder of the lens. Default: lenses/ and the model's name."""
+    init_lens: str | None = None
+    """Folder or tuned-lens resource of a lens to start from."""
+    shard: bool = False
+    """Spread the model's weights over the processes, for a model that is too large for one GPU."""
+    resume: bool = False
+    """Continue a run that was stopped, from its last checkpoint."""
+    overwrite: bool = False
+    """Replace what is in the output folder."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+    tracker: Literal["wandb"] | None = None
+    """Log the loss of each layer there. WANDB_MODE=offline keeps it on this machine."""
+    verbose: bool = False
+    """Show what the libraries underneath say, too."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        FitConfig.__post_init__(self)
+
+    @property
+    def folder(self) -> Path:
+        return self.output or Path("lenses") / Path(self.model).name
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(config.verbose)
+    processes = start_processes(config, config.tracker)
+    if processes.is_main and not config.dry_run:
+        claim_output(config.folder, config.overwrite, config.resume)
+    processes.wait()
+
+    # Model and data.
+    adapter = load_configured_model(config, processes)
+    source = open_source(config)
+    fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
+    eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
+    check_batches(config, fit_blocks, processes)
+    if processes.is_main:
+        print("\n".join(plan(adapter, fit_blocks, config, processes)), flush=True)
+    if config.dry_run:
+        return
+
+    # What is copied or hashed must be, before the weights are spread.
+    unembedding = Unembedding(adapter)
+    init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
+    model = describe_model(adapter, unembedding.sha256())
+    settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
+    if config.shard:
+        adapter.shard()
+
+    # Fit.
+    checkpoints = Checkpoints(config.folder / "checkpoints", identity(settings, model, describe_data(fit_blocks), processes))
+    if processes.is_main:
+        cli.save_config(config, config.folder / "run.yaml")
+    if config.tracker:
+        processes.accelerator.init_trackers("lens-rnn", config=cli.plain(config))
+    with tqdm(total=fit_blocks.tokens.size, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
+
+        def on_step(report: StepReport) -> None:
+            bar.update(report.tokens - bar.n)
+            bar.set_postfix({f"mean {config.loss}": f"{sum(report.losses.values()) / len(report.losses):.3f}"})
+            if config.tracker:
+                losses = {f"loss/layer_{i}": loss for i, loss in report.losses.items()}
+                processes.accelerator.log(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, step=report.step)
+
+        result = fit(
+            adapter,
+            fit_blocks,
+            config,
+            unembedding=unembedding,
+            init_lens=init_lens,
+            processes=processes,
+            checkpoints=checkpoints,
+            resume=config.resume,
+            on_step=on_step,
+        )
+
+    # Evaluate and report.
+    unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
+    lenses = {"logit": LogitLens(unembedding), "tuned": result.lens}
+    with tqdm(total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
+        evaluation = evaluate(
+            adapter,
+            lenses,
+            eval_blocks,
+            processes=processes,
+            micro_batch_size=config.micro_batch_size,
+            unigram_ce=unigram,
+            on_batch=bar.update,
+        )
+    if processes.is_main:
+        report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes)
+        result.lens.save(config.folder)
+        artifacts.write_json(config.folder / artifacts.FIT, report)
+        artifacts.write_atomically(config.folder / "README.md", lambda file: file.write(model_card(report).encode()))
+        print(table(adapter, evaluation, eval_blocks.bits_per_byte))
+        for line in doubts(evaluation, adapter.fitted_layers):
+            print(f"warning: {line}")
+        print(f"saved to {config.folder}")
+    if config.tracker:
+        processes.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)
