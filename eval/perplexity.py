@@ -57,8 +57,9 @@ class Config(ModelConfig):
         self.data_config()
 
     def data_config(self) -> DataConfig:
-        where = {"data": self.data, "data_split": self.data_split, "text_field": self.text_field}
-        return DataConfig(**where, eval_tokens=self.tokens, seq_len=self.seq_len)
+        return DataConfig(
+            data=self.data, data_split=self.data_split, text_field=self.text_field, eval_tokens=self.tokens, seq_len=self.seq_len
+        )
 
     @property
     def folder(self) -> Path:

@@ -115,7 +115,7 @@ def _locate(resource: str | Path) -> tuple[Path, Path]:
 def _download(resource: str) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
 
-    place = {
+    place: dict[str, Any] = {
         "repo_id": os.environ.get("TUNED_LENS_REPO_ID", "AlignmentResearch/tuned-lens"),
         "repo_type": os.environ.get("TUNED_LENS_REPO_TYPE", "space"),
         "subfolder": f"lens/{resource}",
@@ -149,7 +149,7 @@ def _read_params(path: Path) -> dict[str, Tensor]:
 
 
 def _check_shapes(translators: dict[str, Tensor], d_model: int, layers: int, bias: bool, where: str) -> None:
-    expected = {f"{i}.weight": (d_model, d_model) for i in range(layers)}
+    expected: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in range(layers)}
     if bias:
         expected |= {f"{i}.bias": (d_model,) for i in range(layers)}
     if odd := sorted(set(expected) ^ set(translators)):

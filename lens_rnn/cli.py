@@ -47,7 +47,7 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
     arguments, file = _take_config_file(arguments)
     said = io.StringIO()
     try:
-        default = config_type(**_read_yaml(file, config_type)) if file else None
+        default: Any = config_type(**_read_yaml(file, config_type)) if file else None
         with contextlib.redirect_stderr(said):
             return tyro.cli(config_type, args=arguments, default=default, description=config_type.__doc__)
     except SystemExit as stop:
@@ -79,7 +79,7 @@ def set_threads(threads: int | None, local_processes: int = 1) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // local_processes)
     torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
     return threads
 
 

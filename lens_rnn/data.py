@@ -167,7 +167,7 @@ class StdlibSource(Source):
                 if name.endswith(".py"):
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
-    def identity(self, role: Role) -> dict[str, Any]:
+    def identity(self, _: Role) -> dict[str, Any]:
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(path.encode() + b"\0" + (self.root / path).read_bytes() + b"\0")
@@ -195,7 +195,7 @@ class FileSource(Source):
         if not self.paths[0].name.endswith(_SUFFIXES):
             raise DataError(f"cannot read {path}: its name must end in {', '.join(_SUFFIXES)}")
 
-    def identity(self, role: Role) -> dict[str, Any]:
+    def identity(self, _: Role) -> dict[str, Any]:
         stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
         return {"files": stats, "text_field": self.text_field}
 

@@ -118,4 +118,3 @@ def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLen
         same = Path(str(config.get("base_model_name_or_path"))).name == Path(adapter.name).name
     if not same:
         log.warning("the lens in %s was fitted on %s, not on %s", artifact.where, config.get("base_model_name_or_path"), adapter.name)
-

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -31,6 +33,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where this process computes; None to leave it to whoever asks."""
+        return self.accelerator.device if self.accelerator else None
+
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise sum over processes, the same tensor on each."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator and self.world > 1 else tensor
@@ -39,6 +46,21 @@ class Processes:
         """Until every process is here."""
         if self.accelerator:
             self.accelerator.wait_for_everyone()
+
+    def start_tracking(self, project: str, settings: dict[str, Any]) -> None:
+        """Open the trackers that the accelerator was made with."""
+        if self.accelerator:
+            self.accelerator.init_trackers(project, config=settings)
+
+    def track(self, values: dict[str, float], step: int) -> None:
+        """Log values of one step, from the main process."""
+        if self.accelerator:
+            self.accelerator.log(values, step=step)
+
+    def stop_tracking(self) -> None:
+        """Close the trackers, so that nothing is lost."""
+        if self.accelerator:
+            self.accelerator.end_training()
 
     def shares(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
         """This process's part of `rows`, at most `size` at a time, as (rows, how many of them count).

@@ -41,8 +41,9 @@ def start_processes(config: ModelConfig, tracker: str | None = None) -> Processe
         raise ConfigError(f"device {config.device!r} is unknown; choose cpu or cuda")
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads is {config.threads}; it must be at least 1")
-    processes = Processes(Accelerator(cpu=config.device == "cpu", log_with=tracker))
-    if config.device == "cuda" and processes.accelerator.device.type != "cuda":
+    accelerator = Accelerator(cpu=config.device == "cpu", log_with=tracker)
+    processes = Processes(accelerator)
+    if config.device == "cuda" and accelerator.device.type != "cuda":
         raise ConfigError("device cuda was asked for, and torch sees no CUDA GPU here")
     cli.set_threads(config.threads, processes.on_this_machine)
     return processes
@@ -54,7 +55,7 @@ def load_configured_model(config: ModelConfig, processes: Processes) -> ModelAda
         config.model,
         config.revision,
         config.dtype,
-        processes.accelerator.device if processes.accelerator else config.device,
+        processes.device or config.device,
         tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
     )
@@ -70,4 +71,6 @@ def claim_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:
-            raise ConfigError(f"the output folder {folder} is not empty; give --resume to continue it, --overwrite to replace it, or another --output")
+            raise ConfigError(
+                f"the output folder {folder} is not empty; give --resume to continue it, --overwrite to replace it, or another --output"
+            )

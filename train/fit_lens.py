@@ -87,7 +87,7 @@ def main(config: Config) -> None:
     if processes.is_main:
         cli.save_config(config, config.folder / "run.yaml")
     if config.tracker:
-        processes.accelerator.init_trackers("lens-rnn", config=cli.plain(config))
+        processes.start_tracking("lens-rnn", cli.plain(config))
     with tqdm(total=fit_blocks.tokens.size, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
         def on_step(report: StepReport) -> None:
@@ -95,7 +95,7 @@ def main(config: Config) -> None:
             bar.set_postfix({f"mean {config.loss}": f"{sum(report.losses.values()) / len(report.losses):.3f}"})
             if config.tracker:
                 losses = {f"loss/layer_{i}": loss for i, loss in report.losses.items()}
-                processes.accelerator.log(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, step=report.step)
+                processes.track(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, report.step)
 
         result = fit(
             adapter,
@@ -132,7 +132,7 @@ def main(config: Config) -> None:
             print(f"warning: {line}")
         print(f"saved to {config.folder}")
     if config.tracker:
-        processes.accelerator.end_training()
+        processes.stop_tracking()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ files. The corpus itself is never written anywhere but the token cache.
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -25,6 +25,7 @@ from lens_rnn.models.mamba import use_fused_scan
 from lens_rnn.models.rwkv4 import use_fused_wkv
 
 END_OF_TEXT = "<|endoftext|>"
+RECIPES = {"mamba": {"steps": 4000, "learning_rate": 6e-3}, "rwkv4": {"steps": 3200, "learning_rate": 3e-3}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +43,20 @@ class Config:
     """Tokens in a sequence."""
     batch_size: int = 8
     """Sequences in a step."""
-    steps: int = 3200
-    """Optimizer steps."""
-    learning_rate: float = 3e-3
-    """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to a hundredth."""
+    steps: int | None = None
+    """Optimizer steps. Default: the family's own."""
+    learning_rate: float | None = None
+    """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to a hundredth. Default: the family's own."""
     warmup: int = 100
     """Steps of warm-up."""
     weight_decay: float = 0.1
     seed: int = 0
     threads: int | None = None
     """Default: all cores."""
+
+    def with_recipe(self) -> Self:
+        """The same configuration with the family's settings where none were given."""
+        return replace(self, **{name: value for name, value in RECIPES[self.family].items() if getattr(self, name) is None})
 
 
 def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -67,21 +72,23 @@ def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenize
 
 
 def make_model(config: Config) -> PreTrainedModel:
-    shape = {"hidden_size": config.d_model, "num_hidden_layers": config.layers, "vocab_size": config.vocab_size}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    shape: dict[str, Any] = {"hidden_size": config.d_model, "num_hidden_layers": config.layers, "vocab_size": config.vocab_size}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
+    model: PreTrainedModel
     if config.family == "mamba":
         model = MambaForCausalLM(MambaConfig(**shape, **ends, pad_token_id=0))
         use_fused_scan(model)
     else:
-        width = {"attention_hidden_size": config.d_model, "intermediate_size": 3 * config.d_model}
+        width: dict[str, Any] = {"attention_hidden_size": config.d_model, "intermediate_size": 3 * config.d_model}
         model = RwkvForCausalLM(RwkvConfig(**shape, **ends, **width, context_length=1024))
         use_fused_wkv(model)
     return model.train()
 
 
 def make_optimizer(model: PreTrainedModel, config: Config) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    others = [p for p in model.parameters() if p.ndim != 2]
+    decayed = {name for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("A_log")}
+    matrices = [p for name, p in model.named_parameters() if name in decayed]
+    others = [p for name, p in model.named_parameters() if name not in decayed]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
@@ -169,6 +176,7 @@ def write_card(config: Config, model: PreTrainedModel, fit: TokenBlocks, held_ou
 
 
 def main(config: Config) -> None:
+    config = config.with_recipe()
     cli.log_to_terminal(verbose=False)
     cli.set_threads(config.threads)
     torch.manual_seed(config.seed)

@@ -115,9 +115,7 @@ def _sums(log_q: Tensor, p: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
 def aggregate_metrics(evaluation: Evaluation, bits_per_byte: float) -> dict[str, Any]:
     """The figures in the schema of tuned-lens's aggregate_metrics.json, in bits per byte."""
     lenses: dict[str, Any] = {
-        name: {
-            kind: {f"layer_{i}": getattr(layers[i], kind) * bits_per_byte for i in sorted(layers)} for kind in ("ce", "entropy", "kl")
-        }
+        name: {kind: {f"layer_{i}": getattr(layers[i], kind) * bits_per_byte for i in sorted(layers)} for kind in ("ce", "entropy", "kl")}
         for name, layers in evaluation.lenses.items()
     }
     baseline = {kind: {"final": getattr(evaluation.model, kind) * bits_per_byte} for kind in ("ce", "entropy")}

@@ -49,4 +49,6 @@ class Checkpoints:
     def _compare(self, saved: dict[str, Any]) -> None:
         for name in sorted(saved.keys() | self.identity.keys()):
             if saved.get(name) != self.identity.get(name):
-                raise FitError(f"cannot resume: {name} was {saved.get(name)} and is now {self.identity.get(name)}; use --overwrite to start anew")
+                raise FitError(
+                    f"cannot resume: {name} was {saved.get(name)} and is now {self.identity.get(name)}; use --overwrite to start anew"
+                )

@@ -18,7 +18,6 @@ from torch import Tensor
 RIDGES = tuple(10.0**k for k in range(-7, 2))
 
 
-
 class Solution(NamedTuple):
     """One layer's translator in closed form."""
 

@@ -197,7 +197,9 @@ def check_batches(config: FitConfig, blocks: TokenBlocks, processes: Processes) 
         raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple")
     steps = config.steps(blocks)
     if not steps:
-        raise FitError(f"{len(blocks)} blocks of {blocks.seq_len} tokens are less than one batch of {config.batch_size}; lower --batch-size")
+        raise FitError(
+            f"{len(blocks)} blocks of {blocks.seq_len} tokens are less than one batch of {config.batch_size}; lower --batch-size"
+        )
     return steps
 
 

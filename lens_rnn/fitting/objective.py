@@ -30,12 +30,12 @@ _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # of one float32 (tokens, vocab) b
 class Target(NamedTuple):
     """What the lens should predict for a chunk of tokens."""
 
-    probabilities: Tensor | None
-    """p (tokens, vocab), float32; None for cross-entropy."""
-    entropy: Tensor | None
-    """−Σ p log p (tokens); None for cross-entropy."""
-    labels: Tensor | None
-    """Next tokens (tokens); None for KL."""
+    probabilities: Tensor
+    """p (tokens, vocab), float32; empty where labels are given."""
+    entropy: Tensor
+    """−Σ p log p (tokens); empty where labels are given."""
+    labels: Tensor | None = None
+    """Next tokens (tokens), for cross-entropy."""
 
 
 class Chunk(NamedTuple):
@@ -59,7 +59,7 @@ class FusedObjective:
         self.weight = head.weight.detach().to(self.products)
         self.bias = None if head.bias is None else head.bias.detach().to(self.products)
         self.precision = torch.float64 if head.weight.dtype == torch.float64 else torch.float32
-        self.chunk_tokens = chunk_tokens or default_chunk_tokens(*head.weight.shape[:1], self.weight.device.type)
+        self.chunk_tokens = chunk_tokens or default_chunk_tokens(head.out_features, self.weight.device.type)
 
     def chunks(self, forward: Forward, input_ids: Tensor) -> Iterator[Chunk]:
         """Cut a batch into chunks. For cross-entropy the last token of a sequence has no target and is left out."""
@@ -75,10 +75,10 @@ class FusedObjective:
     def target(self, final: Tensor, labels: Tensor | None = None) -> Target:
         """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens)."""
         if labels is not None:
-            return Target(None, None, labels)
+            return Target(final.new_empty(0), final.new_empty(0), labels)
         log_p = torch.log_softmax(self._logits(final), dim=-1)
         p = log_p.exp()
-        return Target(p, -torch.linalg.vecdot(p, log_p), None)
+        return Target(p, -torch.linalg.vecdot(p, log_p))
 
     def value_and_gradient(self, z: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Losses (tokens), in nats, and their gradients at z (tokens, d_model). z is not part of any graph afterwards."""

@@ -68,8 +68,10 @@ class LensOptimizer:
 
     def step(self) -> None:
         """Use the gradients in `.grad`, then advance the schedule."""
-        for part in (*self.optimizers, *self.schedules):
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
 
     def state_dict(self) -> dict[str, list[dict]]:
         schedules = [{k: v for k, v in s.state_dict().items() if k != "lr_lambdas"} for s in self.schedules]

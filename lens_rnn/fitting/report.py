@@ -89,7 +89,9 @@ def plan(adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, processe
         f"{config.optimizer} at {config.peak_learning_rate:g}, {config.start} start",
         f"processes  {processes.world} on {adapter.device.type}, {torch.get_num_threads()} threads each; {micro:,} tokens a forward pass, "
         f"logits of {chunk:,} tokens at a time",
-        "memory     " + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size) + f"; sum {_bytes(sum(memory.values()))}",
+        "memory     "
+        + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size)
+        + f"; sum {_bytes(sum(memory.values()))}",
     ]
 
 
@@ -155,7 +157,9 @@ def table(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float) -
     means = [float(np.mean([lens[i].kl for i in fitted])) for lens in (logit, tuned)]
     lines.append(f" mean         {means[0]:12.3f}  {means[1]:12.3f}")
     baselines = {"model": evaluation.model.ce, "unigram": evaluation.unigram_ce, "uniform": evaluation.uniform_ce}
-    lines.append("baselines, bits/byte: " + ", ".join(f"{name} {ce * bits_per_byte:.3f}" for name, ce in baselines.items() if ce is not None))
+    lines.append(
+        "baselines, bits/byte: " + ", ".join(f"{name} {ce * bits_per_byte:.3f}" for name, ce in baselines.items() if ce is not None)
+    )
     return "\n".join(lines)
 
 

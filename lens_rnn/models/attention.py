@@ -7,6 +7,8 @@ from lens_rnn.models.adapter import ModelAdapter, register
 
 @register("gpt_neox")
 class GPTNeoXAdapter(ModelAdapter):
+    """GPT-NeoX: hidden states are the blocks' inputs, so there is one before the first block and none that is trivial."""
+
     states_after_blocks = False
 
     @property

@@ -14,6 +14,8 @@ from lens_rnn.models.recurrences import selective_scan
 
 @register("mamba")
 class MambaAdapter(ModelAdapter):
+    """Mamba-1: hidden states are the blocks' outputs, and the embeddings are tied to the head."""
+
     states_after_blocks = True
 
     def __init__(self, model: PreTrainedModel, *args: Any):
@@ -29,16 +31,14 @@ class MambaAdapter(ModelAdapter):
         return self.model.backbone.norm_f
 
 
-def use_fused_scan(model: PreTrainedModel) -> None:
+def use_fused_scan(model: Any) -> None:
     """Make every mixer of a transformers Mamba use the fused scan where it applies: float32, on the CPU, without a cache."""
     for block in model.backbone.layers:
         mixer = block.mixer
         mixer.forward = partial(_mixer_forward, mixer, mixer.forward)
 
 
-def _mixer_forward(
-    mixer: nn.Module, plain: Any, hidden: Tensor, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any
-) -> Tensor:
+def _mixer_forward(mixer: Any, plain: Any, hidden: Tensor, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any) -> Tensor:
     """MambaMixer.forward with the loop over time fused; `plain` is transformers' own, for what the fused scan does not cover."""
     if cache_params is not None or attention_mask is not None or hidden.device.type != "cpu" or mixer.A_log.dtype != torch.float32:
         return plain(hidden, cache_params=cache_params, attention_mask=attention_mask, **kwargs)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import float32, njit, prange
+from numba import njit, prange
 from torch import Tensor
 
 # Sums may be reordered and products fused, as a compiler must to use vector units; NaN and infinity keep their meaning.
@@ -32,7 +32,7 @@ _FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 _SCAN_CHANNELS = 32  # channels in one task of the scan: its part of dB and dC is summed before it leaves the task
 _WKV_CHANNELS = 64  # channels in one task of WKV: the states of 64 channels and 128 steps fill 96 KiB
 _LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693359375)  # ln 2 in two parts, so that x − k ln 2 is exact to float32
+_LN2_HIGH = np.float32(0.693359375)  # ln 2 in two parts, so that x − k ln 2 is exact to np.float32
 _LN2_LOW = np.float32(-2.12194440e-4)
 
 
@@ -63,14 +63,14 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
         parts = (channels + _SCAN_CHANNELS - 1) // _SCAN_CHANNELS
         for task in prange(batch * parts):
             b, part = task // parts, task % parts
-            state = np.empty(n, dtype=float32)
+            state = np.empty(n, dtype=np.float32)
             for d in range(part * _SCAN_CHANNELS, min(channels, (part + 1) * _SCAN_CHANNELS)):
                 for j in range(n):
                     state[j] = start[b, d, j]
                 for t in range(seq):
                     step = dt[b, d, t]
                     drive = step * u[b, d, t]
-                    total = float32(0.0)
+                    total = np.float32(0.0)
                     for j in range(n):
                         state[j] = _exp(step * A[d, j]) * state[j] + drive * B[b, t, j]
                         total += C[b, t, j] * state[j]
@@ -84,15 +84,15 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
         parts = gB.shape[1]
         for task in prange(batch * parts):
             b, part = task // parts, task % parts
-            states = np.empty((seq + 1, n), dtype=float32)
-            decays = np.empty((seq, n), dtype=float32)
-            gstate = np.empty(n, dtype=float32)
-            ga = np.empty(n, dtype=float32)
+            states = np.empty((seq + 1, n), dtype=np.float32)
+            decays = np.empty((seq, n), dtype=np.float32)
+            gstate = np.empty(n, dtype=np.float32)
+            ga = np.empty(n, dtype=np.float32)
             for d in range(part * _SCAN_CHANNELS, min(channels, (part + 1) * _SCAN_CHANNELS)):
                 for j in range(n):
                     states[0, j] = start[b, d, j]
                     gstate[j] = glast[b, d, j]
-                    ga[j] = float32(0.0)
+                    ga[j] = np.float32(0.0)
                 for t in range(seq):
                     step = dt[b, d, t]
                     drive = step * u[b, d, t]
@@ -102,8 +102,8 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
                 for back in range(seq):
                     t = seq - 1 - back
                     step, x, g = dt[b, d, t], u[b, d, t], gy[b, d, t]
-                    along_b = float32(0.0)  # Σ gS B
-                    along_a = float32(0.0)  # Σ gS S' A exp(dt A)
+                    along_b = np.float32(0.0)  # Σ gS B
+                    along_a = np.float32(0.0)  # Σ gS S' A exp(dt A)
                     for j in range(n):
                         gs = gstate[j] + g * C[b, t, j]
                         gC[b, part, t, j] += g * states[t + 1, j]
@@ -191,12 +191,12 @@ def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - comp
         b, part = task // parts, task % parts
         first = part * _WKV_CHANNELS
         width = min(channels, first + _WKV_CHANNELS) - first
-        nums = np.zeros((seq + 1, width), dtype=float32)
-        dens = np.zeros((seq + 1, width), dtype=float32)
-        tops = np.full((seq + 1, width), float32(-1e38), dtype=float32)
-        gn = np.zeros(width, dtype=float32)
-        gm = np.zeros(width, dtype=float32)
-        gtop = np.full(width, float32(-1e38), dtype=float32)
+        nums = np.zeros((seq + 1, width), dtype=np.float32)
+        dens = np.zeros((seq + 1, width), dtype=np.float32)
+        tops = np.full((seq + 1, width), np.float32(-1e38), dtype=np.float32)
+        gn = np.zeros(width, dtype=np.float32)
+        gm = np.zeros(width, dtype=np.float32)
+        gtop = np.full(width, np.float32(-1e38), dtype=np.float32)
         for t in range(seq):
             for c in range(width):
                 d = first + c
@@ -210,8 +210,8 @@ def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - comp
             for c in range(width):
                 d = first + c
                 key, value, out, g = k[b, t, d], v[b, t, d], y[b, t, d], gy[b, t, d]
-                later = _exp(min(key + gtop[c], float32(0.0)))  # e^{k_t} on GN_{t+1}
-                past = _exp(min(tops[t, c] + w[d] + gtop[c], float32(0.0)))  # e^{w} N_t on GN_{t+1}
+                later = _exp(min(key + gtop[c], np.float32(0.0)))  # e^{k_t} on GN_{t+1}
+                past = _exp(min(tops[t, c] + w[d] + gtop[c], np.float32(0.0)))  # e^{w} N_t on GN_{t+1}
                 gw[b, d] += past * (nums[t, c] * gn[c] + dens[t, c] * gm[c])
                 high = max(tops[t, c], key + u[d])
                 old, new = _exp(tops[t, c] - high), _exp(key + u[d] - high)

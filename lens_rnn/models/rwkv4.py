@@ -31,14 +31,14 @@ class RWKV4Adapter(ModelAdapter):
         return self.model.rwkv.ln_out
 
 
-def use_fused_wkv(model: PreTrainedModel) -> None:
+def use_fused_wkv(model: Any) -> None:
     """Make every time-mixing layer of a transformers RWKV-4 use the fused recurrence where it applies: float32, CPU, no state."""
     for block in model.rwkv.blocks:
         attention = block.attention
         attention.forward = partial(_attention_forward, attention, attention.forward)
 
 
-def _attention_forward(attention: nn.Module, plain: Any, hidden: Tensor, state: Any = None, use_cache: bool = False) -> tuple[Tensor, Any]:
+def _attention_forward(attention: Any, plain: Any, hidden: Tensor, state: Any = None, use_cache: bool = False) -> tuple[Tensor, Any]:
     """RwkvSelfAttention.forward with the loop over time fused; `plain` is transformers' own, for what wkv4 does not cover."""
     if state is not None or use_cache or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return plain(hidden, state=state, use_cache=use_cache)

@@ -13,7 +13,9 @@ D = 6
 
 def _data(tokens: int = 400, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(tokens, D, generator=generator) @ torch.randn(D, D, generator=generator) + 30  # mean far above spread, as in residual streams
+    x = (
+        torch.randn(tokens, D, generator=generator) @ torch.randn(D, D, generator=generator) + 30
+    )  # mean far above spread, as in residual streams
     f = x @ torch.randn(D, D, generator=generator) + torch.randn(tokens, D, generator=generator) - 5
     return x, f
 
@@ -30,11 +32,11 @@ def test_ridge_equals_stacked_least_squares_and_scikit_learn(strength: float) ->
     x, f = _data()
     moments = _moments(x, f)
     got = _ridge(moments.xx[:, 0].sum(0), moments.xy[:, 0].sum(0), strength)
-    weight, bias = naive.ridge(x.double(), (f - x).double(), strength)
+    weight, bias = naive.ridge(x.double(), (f.double() - x.double()), strength)
     torch.testing.assert_close(got[:, :-1], weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(got[:, -1], bias, rtol=1e-6, atol=1e-6)
     penalty = strength * float((x - x.mean(0)).double().square().mean()) * len(x)
-    reference = Ridge(alpha=penalty).fit(x.double().numpy(), (f - x).double().numpy())
+    reference = Ridge(alpha=penalty).fit(x.double().numpy(), (f.double() - x.double()).numpy())
     np.testing.assert_allclose(got[:, :-1].numpy(), reference.coef_, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(got[:, -1].numpy(), reference.intercept_, rtol=1e-5, atol=1e-5)
 
@@ -52,8 +54,8 @@ def test_ridge_is_the_best_on_held_out_rows() -> None:
     held, fitted = slice(10, 20), [*range(10), *range(20, 40)]
     errors = []
     for strength in RIDGES:
-        weight, bias = naive.ridge(x[fitted].double(), (f - x)[fitted].double(), strength)
-        errors.append(float(((f - x)[held].double() - x[held].double() @ weight.T - bias).square().sum(-1).mean()))
+        weight, bias = naive.ridge(x[fitted].double(), (f.double() - x.double())[fitted], strength)
+        errors.append(float(((f.double() - x.double())[held] - x[held].double() @ weight.T - bias).square().sum(-1).mean()))
     solution = moments.solve()[0]
     assert solution.ridge == RIDGES[int(np.argmin(errors))]
     spread = f[held].double().var(0, unbiased=False).sum()
@@ -64,5 +66,7 @@ def test_a_constant_hidden_state_gets_a_bias_only() -> None:
     """No variance at all: the covariance is singular, and the best translator is the mean."""
     f = torch.randn(64, D)
     solution = _moments(torch.full((64, D), 2.0), f).solve()[0]
-    torch.testing.assert_close(solution.weight @ torch.full((D,), 2.0).double() + solution.bias + 2, f.double().mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        solution.weight @ torch.full((D,), 2.0).double() + solution.bias + 2, f.double().mean(0), rtol=1e-5, atol=1e-5
+    )
     assert solution.weight.abs().max() < 1e-3
