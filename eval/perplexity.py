@@ -137,8 +137,14 @@ def main(config: Config) -> None:
         )
 
     # Report.
-    if not processes.is_main:
-        return
+    if processes.is_main:
+        write(config, lens, adapter, evaluation, blocks)
+        print(f"saved to {config.folder}")
+    processes.finish()
+
+
+def write(config: Config, lens: str | None, adapter: ModelAdapter, evaluation: Evaluation, blocks: TokenBlocks) -> None:
+    """All files of the result."""
     metrics = config.folder / "aggregate_metrics.json"
     artifacts.write_json(metrics, result(config, lens, adapter, evaluation, blocks))
     table = layer_table(adapter, evaluation, blocks.bits_per_byte)
@@ -148,7 +154,6 @@ def main(config: Config) -> None:
     plot_layers_png(curves, config.folder / "perplexity.png")
     plot_layers_html(curves, config.folder / "perplexity.html")
     print(table, end="")
-    print(f"saved to {config.folder}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ This module knows files and state dicts only, no models.
 import hashlib
 import json
 import os
-import pickle
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -41,7 +40,7 @@ class Artifact(NamedTuple):
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Let `write` fill a file beside `path`, then rename it there, so that `path` is always whole or absent.
 
-    An error, a full disk for instance, leaves no partial file behind.
+    An error, a full disk for instance, leaves no partial file behind. An OSError names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
@@ -52,8 +51,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        # torch.save turns the OSError of a full disk into a RuntimeError about positions in its file
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(cause, OSError) and cause.filename in (None, name):
+            raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
         raise
 
 
@@ -81,12 +84,16 @@ def load(resource: str | Path) -> Artifact:
     if config.get("lens_type", LENS_TYPE) != LENS_TYPE:
         raise ArtifactError(f"{where} holds a lens of type {config['lens_type']!r}; only {LENS_TYPE!r} can be read")
     for field in ("d_model", "num_hidden_layers"):
-        if not isinstance(config.get(field), int):
-            raise ArtifactError(f"{config_path} does not say {field}; it is not a tuned lens")
+        value = config.get(field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArtifactError(f"{config_path} does not say {field} as a whole number above 0; it is not a tuned lens")
     translators = _read_params(params_path)
     _check_shapes(translators, config["d_model"], config["num_hidden_layers"], config.get("bias", True), where)
     fit_path = config_path.parent / FIT
-    return Artifact(config, translators, _read_json(fit_path) if fit_path.exists() else {}, where)
+    fit = _read_json(fit_path) if fit_path.exists() else {}
+    if not isinstance(fit.get("model", {}), dict):
+        raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
+    return Artifact(config, translators, fit, where)
 
 
 def sha256_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -107,6 +114,8 @@ def _locate(resource: str | Path) -> tuple[Path, Path]:
         if missing:
             raise ArtifactError(f"the folder {folder} holds no lens: {' and '.join(missing)} missing")
         return folder / CONFIG, folder / PARAMS
+    if folder.is_file():
+        raise ArtifactError(f"{folder} is a file; name the folder that holds the lens")
     if folder.is_absolute() or str(resource).startswith((".", "~")):
         raise ArtifactError(f"no such lens folder: {folder}")
     return _download(str(resource))
@@ -116,8 +125,8 @@ def _download(resource: str) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
 
     place: dict[str, Any] = {
-        "repo_id": os.environ.get("TUNED_LENS_REPO_ID", "AlignmentResearch/tuned-lens"),
-        "repo_type": os.environ.get("TUNED_LENS_REPO_TYPE", "space"),
+        "repo_id": os.environ.get("TUNED_LENS_REPO_ID") or "AlignmentResearch/tuned-lens",
+        "repo_type": os.environ.get("TUNED_LENS_REPO_TYPE") or "space",
         "subfolder": f"lens/{resource}",
     }
     try:
@@ -129,8 +138,8 @@ def _download(resource: str) -> tuple[Path, Path]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, endless brackets
         raise ArtifactError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} does not hold a JSON object")
@@ -140,20 +149,28 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_params(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # damaged bytes make the unpickler fail in every way there is, as IndexError or AssertionError too
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ArtifactError(f"{path} cannot be read safely: it is damaged or holds more than tensors ({reason})") from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) and t.is_floating_point() for t in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_plain, state.values())):
         raise ArtifactError(f"{path} is not a state dict of translators")
     return {str(name): tensor.float() for name, tensor in state.items()}
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+
+
 def _check_shapes(translators: dict[str, Tensor], d_model: int, layers: int, bias: bool, where: str) -> None:
-    expected: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in range(layers)}
+    indices = range(min(layers, len(translators) + 1))  # as many as it takes to see that there are not enough
+    expected: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     if bias:
-        expected |= {f"{i}.bias": (d_model,) for i in range(layers)}
+        expected |= {f"{i}.bias": (d_model,) for i in indices}
     if odd := sorted(set(expected) ^ set(translators)):
-        raise ArtifactError(f"{where}: params.pt does not hold {layers} linear translators ({len(odd)} names differ, {odd[0]!r} first)")
+        what = "is missing" if odd[0] in expected else "has no place there"
+        raise ArtifactError(f"{where}: params.pt does not hold the {layers} linear translators of config.json: {odd[0]!r} {what}")
     for name, shape in expected.items():
         if tuple(translators[name].shape) != shape:
             raise ArtifactError(f"{where}: {name} has shape {tuple(translators[name].shape)}, config.json says {shape}")

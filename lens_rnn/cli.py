@@ -7,9 +7,10 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 import tyro
@@ -18,6 +19,9 @@ import yaml
 from lens_rnn.errors import ConfigError, LensRNNError
 
 Config = TypeVar("Config")
+
+_CONFIG_HELP = "--config FILE.yaml reads settings from a file; what else is said here wins over it."
+_KINDS = {int: "a whole number", float: "a number", str: "text, in quotes", bool: "true or false", Path: "a path", NoneType: "null"}
 
 
 def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
@@ -30,9 +34,9 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
     except LensRNNError as error:
         _fail(str(error))
     except OSError as error:  # full disk, no permission: the message names the file
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        _fail(f"{error.strerror or error or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
     except torch.OutOfMemoryError as error:
-        _fail(f"out of memory ({str(error).splitlines()[0]}); lower --micro-batch-size")
+        _fail(f"out of memory ({str(error).partition('. ')[0]}); lower --micro-batch-size")
     except KeyboardInterrupt:
         print("interrupted; what was checkpointed can be continued with --resume", file=sys.stderr)
         sys.exit(130)
@@ -42,14 +46,15 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
 def parse(config_type: type[Config], arguments: list[str]) -> Config:
     """A configuration from command-line arguments, on top of the values of `--config FILE.yaml` where that is given.
 
-    Raises ConfigError for an unknown flag, a value of the wrong type or a setting that its class refuses.
+    Raises ConfigError for an unknown flag, a value of the wrong type or a setting that its class refuses. What the class checks is the
+    outcome: a file may be incomplete, or wrong where the command line puts it right.
     """
     arguments, file = _take_config_file(arguments)
+    default: Any = {"default": _unchecked(config_type, _read_yaml(file, config_type))} if file else {}
     said = io.StringIO()
     try:
-        default: Any = config_type(**_read_yaml(file, config_type)) if file else None
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(config_type, args=arguments, default=default, description=config_type.__doc__)
+        with contextlib.redirect_stderr(said), _unwrapped(arguments):
+            return tyro.cli(config_type, args=arguments, description=f"{config_type.__doc__}\n{_CONFIG_HELP}", **default)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -98,39 +103,103 @@ def _take_config_file(arguments: list[str]) -> tuple[list[str], Path | None]:
     rest, file = [], None
     words = iter(arguments)
     for word in words:
-        if word == "--config":
-            file = next(words, None)
-            if file is None:
-                raise ConfigError("--config needs the name of a YAML file")
-        elif word.startswith("--config="):
-            file = word.removeprefix("--config=")
-        else:
+        flag, given, value = word.partition("=")
+        if flag != "--config":
             rest.append(word)
+            continue
+        file = value if given else next(words, "")
+        if not file:
+            raise ConfigError("--config needs the name of a YAML file")
     return rest, Path(file) if file else None
 
 
 def _read_yaml(path: Path, config_type: type) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such configuration file: {path}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    fields = {field.name: field for field in dataclasses.fields(config_type)}
-    values = {name.replace("-", "_"): value for name, value in (values or {}).items()} if isinstance(values or {}, dict) else None
-    if values is None:
+    if not isinstance(read, dict | None):
         raise ConfigError(f"{path} must hold `name: value` lines")
-    if unknown := sorted(set(values) - set(fields)):
+    values = {str(name).replace("-", "_"): value for name, value in (read or {}).items()}
+    kinds = get_type_hints(config_type)
+    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(config_type)}):
         raise ConfigError(f"{path} has unknown settings: {', '.join(unknown)}")
-    return {k: Path(v) if v is not None and "Path" in str(fields[k].type) else v for k, v in values.items()}
+    for name, value in values.items():
+        try:
+            values[name] = _fitted(value, kinds[name])
+        except ValueError:
+            raise ConfigError(f"{path}: {name} is {value!r:.80}; it must be {_said(kinds[name])}") from None
+    return values
+
+
+def _fitted(value: Any, kind: Any) -> Any:
+    """A YAML value as the type of its field. Raises ValueError if it is of another type; true is no number."""
+    inner = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        for one in inner:
+            with contextlib.suppress(ValueError):
+                return _fitted(value, one)
+    elif get_origin(kind) is Literal:
+        if any(value == one and type(value) is type(one) for one in inner):
+            return value
+    elif get_origin(kind) is tuple and isinstance(value, list):
+        one_kind_each = [inner[0]] * len(value) if inner[1:] == (...,) else inner
+        return tuple(_fitted(v, k) for v, k in zip(value, one_kind_each, strict=True))
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return float(value)  # YAML reads 1e-3, without a point, as text
+    elif type(value) is kind:
+        return value
+    raise ValueError(value)
+
+
+def _said(kind: Any) -> str:
+    """A field's type in words."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_said(one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"a list, each {_said(get_args(kind)[0])}"
+    return _KINDS.get(kind, str(kind))
+
+
+def _unchecked(config_type: type[Config], values: dict[str, Any]) -> Config:
+    """A configuration that its class has not checked, for tyro to take defaults from; what has none is left for it to ask for."""
+    config = object.__new__(config_type)
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        default = tyro.MISSING if made is dataclasses.MISSING else made
+        object.__setattr__(config, field.name, values.get(field.name, default))
+    return config
+
+
+@contextlib.contextmanager
+def _unwrapped(arguments: list[str]) -> Iterator[None]:
+    """Let tyro think that the terminal is very wide, unless it is asked for help: it breaks long values to fit errors into a box."""
+    before = os.environ.get("COLUMNS")
+    if not {"-h", "--help"} & set(arguments):
+        os.environ["COLUMNS"] = "9999"
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if before is not None:
+            os.environ["COLUMNS"] = before
 
 
 def _unboxed(text: str) -> str:
     """tyro's error box as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     lines = [line.strip(" │╭╮╰╯─━┌┐└┘|") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Parsing error", "For full helptext"))]
+    lines = [line for line in lines if not re.match(r"$|Parsing error|For full helptext|.* --help$", line)]
     line = re.sub(r"\s+", " ", " ".join(lines)).partition(" Argument helptext:")[0]
+    line = re.sub(r"Missing from \S+:", "Missing:", line)
     line = re.sub(r"^(Unrecognized options|Invalid choice|Value error|Missing argument|Required options?)\s+(?=\w)", "", line)
     return line or "the command line cannot be read; see --help"
 

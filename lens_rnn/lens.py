@@ -117,4 +117,6 @@ def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLen
     if same is None:
         same = Path(str(config.get("base_model_name_or_path"))).name == Path(adapter.name).name
     if not same:
-        log.warning("the lens in %s was fitted on %s, not on %s", artifact.where, config.get("base_model_name_or_path"), adapter.name)
+        base = config.get("base_model_name_or_path")
+        change = "whose norm or head has changed since" if base == adapter.name else f"not on {adapter.name}"
+        log.warning("the lens in %s was fitted on %s, %s", artifact.where, base, change)

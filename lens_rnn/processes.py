@@ -57,10 +57,12 @@ class Processes:
         if self.accelerator:
             self.accelerator.log(values, step=step)
 
-    def stop_tracking(self) -> None:
-        """Close the trackers, so that nothing is lost."""
+    def finish(self) -> None:
+        """Close the trackers and part from the other processes, together: one that just exits can make the others abort."""
         if self.accelerator:
+            self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
+            self.accelerator.state.destroy_process_group()
 
     def shares(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
         """This process's part of `rows`, at most `size` at a time, as (rows, how many of them count).

@@ -13,6 +13,7 @@ from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
 
 DEMO_MODEL = str(Path(__file__).parent.parent / "checkpoints" / "tiny-mamba")
+_OURS = ("run.yaml", "fit.json", "aggregate_metrics.json")  # by one of these an output folder is known to be ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,8 @@ def claim_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output {folder} is a file; name a folder")
     if folder.exists() and any(folder.iterdir()):
+        if overwrite and not any((folder / name).exists() for name in _OURS):
+            raise ConfigError(f"--overwrite would delete {folder}, which holds no earlier result of this program; name another --output")
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:

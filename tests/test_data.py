@@ -17,7 +17,6 @@ import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lens_rnn import data
 from lens_rnn.data import (
     DataConfig,
     Document,
@@ -30,6 +29,8 @@ from lens_rnn.data import (
     is_held_out,
     load_blocks,
     open_source,
+    packing,
+    sources,
     tokenizer_sha256,
     unigram_cross_entropy,
 )
@@ -176,7 +177,7 @@ def test_compressed_lines_are_the_plain_ones(jsonl: Path, tmp_path: Path) -> Non
 
 
 def test_compressed_lines_across_chunks(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_CHUNK", 7)
+    monkeypatch.setattr(sources, "_CHUNK", 7)
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.compress(jsonl.read_bytes().removesuffix(b"\n")))
     assert texts_of(FileSource(path), "fit") == FITTED
@@ -316,7 +317,7 @@ def test_an_end_that_falls_on_a_document_end(wanted: int, tmp_path: Path, byte_t
 
 
 def test_groups_do_not_change_the_tokens(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_GROUP", 100)
+    monkeypatch.setattr(packing, "_GROUP", 100)
     blocks = load_blocks(config(jsonl, seq_len=17, tokens=1000), "fit", byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == expected_tokens(FITTED, byte_tokenizer)[: 1000 // 17 * 17]
 

@@ -131,8 +131,7 @@ def main(config: Config) -> None:
         for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")
         print(f"saved to {config.folder}")
-    if config.tracker:
-        processes.stop_tracking()
+    processes.finish()
 
 
 if __name__ == "__main__":

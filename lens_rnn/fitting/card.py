@@ -10,7 +10,7 @@ tags: [tuned-lens, interpretability]
 # Tuned lens for {name}
 
 One affine translator for each of {n_layers} layers (d_model {d_model}), fitted with
-[lens-rnn](https://pypi.org/project/lens-rnn/) by minimising {loss} on {tokens:,} tokens of `{source}` with {optimizer}.
+lens-rnn by minimising {loss} on {tokens:,} tokens of `{source}` with {optimizer}.
 
 | layer | depth | KL, logit lens | KL, tuned lens | bits per byte, logit | bits per byte, tuned |
 |---|---|---|---|---|---|

@@ -1,5 +1,6 @@
 """Checkpoints of a fit: written whole or not at all, the last two kept, and only continued by the same run."""
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from lens_rnn.artifacts import write_atomically
 from lens_rnn.errors import FitError
 
 KEPT = 2
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -30,24 +33,29 @@ class Checkpoints:
     def last(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None if there is none yet.
 
-        Raises FitError, naming the difference, if it was written by a run with another identity.
+        Raises FitError if it was written by a run with another identity, naming the difference, or if there are some and all are damaged.
         """
         for left in self.folder.glob(".*.partial"):  # a killed process left it
             left.unlink()
-        for path in reversed(self._paths()):
+        paths = self._paths()
+        for path in reversed(paths):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError):
-                continue  # damaged from outside, since a checkpoint is renamed only when whole: the one before it will do
+            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+                # Damaged from outside, since a checkpoint is renamed only when whole: the one before it will do.
+                log.warning("cannot read %s (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+                continue
             self._compare(state["identity"])
             return state
+        if paths:
+            raise FitError(f"none of the checkpoints in {self.folder} can be read; use --overwrite to start anew")
         return None
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))
 
     def _compare(self, saved: dict[str, Any]) -> None:
-        for name in sorted(saved.keys() | self.identity.keys()):
+        for name in self.identity | saved:
             if saved.get(name) != self.identity.get(name):
                 raise FitError(
                     f"cannot resume: {name} was {saved.get(name)} and is now {self.identity.get(name)}; use --overwrite to start anew"

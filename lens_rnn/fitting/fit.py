@@ -163,7 +163,8 @@ def fit(
         lens.layer_translators.load_state_dict(saved["translators"])
         optimizer.load_state_dict(saved["optimizer"])
         done, result.history, result.start = saved["step"], saved["history"], saved["start"]
-        log.info("resumed after step %d of %d", done, steps)
+        if processes.is_main:
+            log.info("resumed after step %d of %d", done, steps)
     elif init_lens is None and config.start == "ridge":
         result.start = _closed_form_start(lens, adapter, blocks, config, order, processes)
 
@@ -209,7 +210,8 @@ def _closed_form_start(
     """Set the translators to the ridge solution on the first blocks of the order."""
     moments = Moments(adapter.fitted_layers, adapter.d_model, adapter.device)
     rows = order[: config.start_rows(blocks, adapter.d_model)]
-    log.info("closed-form start on %s tokens", f"{len(rows) * blocks.seq_len:,}")
+    if processes.is_main:
+        log.info("closed-form start on %s tokens", f"{len(rows) * blocks.seq_len:,}")
     for number, start in enumerate(range(0, len(rows), config.batch_size)):
         held_out = number % moments.HELD_OUT_ONE_IN == 1
         for part, real in processes.shares(rows[start : start + config.batch_size], config.micro_batch_size):

@@ -55,7 +55,7 @@ def identity(settings: Mapping[str, Any], model: Mapping[str, Any], data: Mappin
     return {
         "world size": processes.world,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         **{f"setting {name}": value for name, value in settings.items()},
         **{f"model {name}": value for name, value in model.items() if name != "name"},
         **{f"data {name}": value for name, value in data.items() if name != "source"},

@@ -43,5 +43,6 @@ def _attention_forward(attention: Any, plain: Any, hidden: Tensor, state: Any = 
     if state is not None or use_cache or hidden.device.type != "cpu" or hidden.dtype != torch.float32:
         return plain(hidden, state=state, use_cache=use_cache)
     receptance, key, value, _ = attention.extract_key_value(hidden)  # (batch, seq, channels) each
-    y = wkv4(-torch.exp(attention.time_decay), attention.time_first, key, value)
+    bonus = attention.time_first.clone()  # a kernel's view of a tensor pins its storage, and a sharded parameter's must be freed
+    y = wkv4(-torch.exp(attention.time_decay), bonus, key, value)
     return attention.output(receptance * y), None

@@ -30,7 +30,7 @@ def ids() -> Tensor:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerBase) -> Path:
     """A complete Mamba checkpoint folder; tests work on copies of it."""
-    return save_model(make_model("mamba"), tmp_path_factory.mktemp("saved") / "mamba", byte_tokenizer)
+    return save_model(make_model("mamba", 257), tmp_path_factory.mktemp("saved") / "mamba", byte_tokenizer)
 
 
 @pytest.fixture
@@ -157,9 +157,9 @@ def test_a_copied_model_is_independent(tiny_model: ModelAdapter, ids: Tensor) ->
 def test_a_saved_model_is_loaded_back(
     tiny_model: ModelAdapter, family: str, ids: Tensor, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    loaded = load_model(save_model(make_model(family), tmp_path / "fresh", byte_tokenizer))
+    loaded = load_model(save_model(make_model(family, 257), tmp_path / "fresh", byte_tokenizer))
     again = load_model(save_model(loaded, tmp_path / "used", byte_tokenizer))  # RWKV-4 is rescaled by now, and must not be saved so
-    expected = tiny_model.forward(ids)
+    expected = wrap_model(make_model(family, 257)).forward(ids)
     for model in (loaded, again):
         assert type(model) is type(tiny_model)
         assert torch.equal(model.forward(ids).final, expected.final)
@@ -275,6 +275,13 @@ def test_another_tokenizer(folder: Path, saved: Path, tmp_path: Path) -> None:
     assert load_model(folder, tokenizer=saved).tokenizer("a").input_ids == [64]
     assert "there is no such folder" in refusal(lambda: load_model(folder, tokenizer=tmp_path / "nowhere"))
     assert "cannot load tokenizer" in refusal(lambda: load_model(folder, tokenizer=folder))
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_has_is_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    model = load_model(save_model(make_model("mamba", 96), tmp_path / "small", byte_tokenizer))
+    message = refusal(lambda: model.tokenizer)
+    assert "ids up to 256" in message
+    assert "vocabulary of 96" in message
 
 
 # --- wrong adapters and new architectures ------------------------------------------------------------------------------------

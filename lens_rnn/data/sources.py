@@ -1,39 +1,21 @@
-"""Text sources to packed blocks of tokens on disk, with bytes and tokens counted exactly.
-
-    source (python-stdlib | files | Hub data set)  →  documents  →  one half of a fixed split  →  tokens  →  blocks
-
-Documents are joined by the end-of-text token and cut into blocks of `seq_len` tokens. Blocks are kept in a memory-mapped file
-in the cache folder, under a name made of everything that decides its content, and are reused.
-"""
+"""Where text comes from: the Python standard library, files, or the Hub; and which half of the split a document is in."""
 
 import hashlib
 import json
-import logging
 import os
-import shutil
-import sys
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from math import log
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
 import zstandard
-from filelock import FileLock
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from lens_rnn.errors import ConfigError, DataError
 
 STDLIB = "python-stdlib"
 HELD_OUT_ONE_IN = 50
-DEFAULT_FIT_TOKENS = 262_144
-DEFAULT_EVAL_TOKENS = 65_536
 
 Role = Literal["fit", "eval"]
 
@@ -41,9 +23,6 @@ _EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__
 _SUFFIXES = (".jsonl", ".jsonl.zst", ".txt")
 _TXT_PIECE = 32_768  # characters: a book in one .txt file becomes several documents, so that some of it can be held out
 _CHUNK = 2**20  # bytes of a compressed file read at a time
-_GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
-
-log_to = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,56 +62,6 @@ class Document(NamedTuple):
 def is_held_out(key: str) -> bool:
     """Whether a document is kept for evaluation: 1 in 50, by a hash, so that fit and evaluation agree without talking."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
-
-
-@dataclass(frozen=True)
-class TokenBlocks:
-    """Packed tokens of one half of a source."""
-
-    tokens: np.ndarray
-    """(blocks, seq_len), memory-mapped, uint16 or uint32."""
-    source: str
-    """What was packed, for people and for fit.json."""
-    n_bytes: int
-    """UTF-8 bytes of the documents that were tokenised, which may run on beyond the last whole block."""
-    n_tokens: int
-    """Tokens of those documents, an end-of-text token after each included."""
-    n_documents: int
-    sha256: str
-    """Of the packed tokens."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def seq_len(self) -> int:
-        return int(self.tokens.shape[1])
-
-    def batch(self, rows: np.ndarray | slice, device: torch.device | str = "cpu") -> Tensor:
-        """Tokens of some blocks, (rows, seq_len), int64."""
-        return torch.from_numpy(self.tokens[rows].astype(np.int64)).to(device)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Factor from nats per predicted token to bits per byte: (tokens ÷ bytes) ÷ ln 2."""
-        return self.n_tokens / self.n_bytes / log(2)
-
-    def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token id occurs, (vocab_size,)."""
-        total = np.zeros(vocab_size, dtype=np.int64)
-        for rows in np.array_split(self.tokens, max(1, self.tokens.size // 2**24)):
-            total += np.bincount(rows.ravel(), minlength=vocab_size)
-        return total
-
-
-def unigram_cross_entropy(fit: TokenBlocks, scored: TokenBlocks, vocab_size: int) -> float:
-    """Nats a token of the unigram model with add-one counts from `fit`, on the predicted tokens of `scored`."""
-    counts = fit.counts(vocab_size) + 1
-    log_p = np.log(counts / counts.sum())
-    return float(-log_p[scored.tokens[:, 1:]].mean())
-
-
-# --- sources -----------------------------------------------------------------------------------------------------------------
 
 
 class Source(ABC):
@@ -312,152 +241,3 @@ def open_source(config: DataConfig) -> Source:
     if path.exists() or looks_like_path:
         return FileSource(path, config.text_field)
     return HubSource(config.data, config.data_split, config.text_field)
-
-
-# --- packing -----------------------------------------------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """$LENS_RNN_CACHE, by default ~/.cache/lens_rnn."""
-    return Path(os.environ.get("LENS_RNN_CACHE", "~/.cache/lens_rnn")).expanduser()
-
-
-def load_blocks(
-    config: DataConfig, role: Role, tokenizer: PreTrainedTokenizerBase, source: Source | None = None, everything: bool = False
-) -> TokenBlocks:
-    """Packed blocks of one half of a source: from the cache, or packed now by one process of this machine while others wait.
-
-    everything: take all there is, whatever the configuration asks for.
-
-    Raises DataError if the source is missing or malformed, if it has no document in this half, or if it holds fewer tokens than
-    config.tokens (role fit) or config.eval_tokens (role eval) asks for.
-    """
-    source = source or open_source(config)
-    asked = config.tokens if role == "fit" else config.eval_tokens
-    wanted = asked or (DEFAULT_FIT_TOKENS if role == "fit" else DEFAULT_EVAL_TOKENS)
-    wanted = sys.maxsize if everything else wanted - wanted % config.seq_len
-    identity = {
-        "source": source.name,
-        "identity": source.identity(role),
-        "role": role,
-        "tokens": wanted,
-        "seq_len": config.seq_len,
-        "tokenizer": tokenizer_sha256(tokenizer),
-        "format": 1,
-    }
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    folder = cache_folder() / key
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(str(folder) + ".lock"):
-        if not folder.exists():
-            for left in cache_folder().glob(f"{key}.partial*"):  # a killed process left it; nobody else writes under this lock
-                shutil.rmtree(left)
-            partial = Path(f"{folder}.partial")
-            try:
-                partial.mkdir()
-                _pack(source, role, tokenizer, wanted, config.seq_len, partial, identity)
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
-    blocks = _open_blocks(folder, source.name)
-    if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
-        kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
-        flag = "--tokens" if role == "fit" else "--eval-tokens"
-        raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; lower {flag}")
-    return blocks
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that decides how text becomes ids."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        text = json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    else:  # padding and truncation are what the last call asked for, and packing asks for neither
-        text = json.dumps(json.loads(backend.to_str()) | {"padding": None, "truncation": None}, sort_keys=True)
-    return hashlib.sha256(f"{text}{_end_of_text(tokenizer)}".encode()).hexdigest()
-
-
-def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.eos_token_id is None:
-        raise DataError(f"the tokenizer {tokenizer.name_or_path} has no end-of-text token to put between documents")
-    return int(tokenizer.eos_token_id)
-
-
-def _tokenise(source: Source, role: Role, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, list[int]]]:
-    """(UTF-8 bytes, ids) of each document, in order, a group of documents at a time and in parallel."""
-    import datasets
-
-    # A fast tokenizer runs on all cores by itself; a Python one needs processes.
-    workers = None if tokenizer.is_fast else len(os.sched_getaffinity(0))
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return {"ids": ids, "bytes": [len(text.encode()) for text in batch["text"]]}
-
-    for group in _groups(source.documents(role)):
-        table = datasets.Dataset.from_dict({"text": group})
-        datasets.disable_progress_bars()
-        try:
-            done = table.map(encode, batched=True, num_proc=workers, remove_columns="text", new_fingerprint="x", keep_in_memory=True)
-        finally:
-            datasets.enable_progress_bars()
-        yield from zip(done["bytes"], done["ids"], strict=True)
-
-
-def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for document in documents:
-        group.append(document.text.encode("utf-8", "replace").decode())  # JSON can hold half a surrogate pair, which is no character
-        size += len(document.text)
-        if size >= _GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _pack(
-    source: Source, role: Role, tokenizer: PreTrainedTokenizerBase, wanted: int, seq_len: int, folder: Path, identity: dict[str, Any]
-) -> None:
-    """Write tokens.bin and meta.json of at most `wanted` tokens, in whole blocks, into `folder`."""
-    end = _end_of_text(tokenizer)
-    largest = max(end, *tokenizer.get_vocab().values())  # ids may leave gaps, so their number would not do
-    dtype = np.uint16 if largest < 2**16 else np.uint32
-    n_bytes = n_tokens = n_documents = 0
-    with (folder / "tokens.bin").open("wb") as file:
-        for size, ids in _tokenise(source, role, tokenizer):
-            part = np.asarray([*islice(ids, max(0, wanted - n_tokens)), end], dtype=dtype)[: wanted - n_tokens]
-            file.write(part.tobytes())
-            n_bytes, n_tokens, n_documents = n_bytes + size, n_tokens + len(ids) + 1, n_documents + 1
-            if n_tokens >= wanted:
-                break
-        kept = min(n_tokens, wanted) // seq_len * seq_len
-        file.truncate(kept * np.dtype(dtype).itemsize)
-        file.flush()
-        os.fsync(file.fileno())
-    if not kept:
-        half = "to fit on" if role == "fit" else f"held out (1 document in {HELD_OUT_ONE_IN}, chosen by a hash)"
-        raise DataError(
-            f"{source.name} has {n_documents} documents with {n_tokens} tokens {half}, less than one block of {seq_len}; give more text"
-        )
-    with (folder / "tokens.bin").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    meta = {
-        "shape": [kept // seq_len, seq_len],
-        "dtype": np.dtype(dtype).name,
-        "n_bytes": n_bytes,
-        "n_tokens": n_tokens,
-        "n_documents": n_documents,
-        "sha256": digest.hexdigest(),
-        "identity": identity,
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    log_to.info("packed %s tokens of %s documents of %s (%s)", f"{kept:,}", f"{n_documents:,}", source.name, role)
-
-
-def _open_blocks(folder: Path, name: str) -> TokenBlocks:
-    meta = json.loads((folder / "meta.json").read_text())
-    tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r", shape=tuple(meta["shape"]))
-    return TokenBlocks(tokens, name, meta["n_bytes"], meta["n_tokens"], meta["n_documents"], meta["sha256"])

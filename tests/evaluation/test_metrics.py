@@ -1,0 +1,282 @@
+"""Figures of each layer: equal to the naive computation over all logits, whatever the chunks, the batches and the processes."""
+
+from dataclasses import replace
+from math import log
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from tuned_lens.nn import lenses as stock
+
+from lens_rnn.data import TokenBlocks
+from lens_rnn.evaluation import metrics
+from lens_rnn.evaluation.metrics import Evaluation, Figures, aggregate_metrics, doubts, evaluate
+from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.processes import Processes
+from tests.conftest import VOCAB_SIZE, make_model
+from tests.fitting.test_fit import make_blocks
+from tests.reference import metrics as naive
+
+BLOCKS = make_blocks(blocks=11, seq_len=16, seed=2)
+IDS = BLOCKS.batch(slice(None))
+
+
+def random_lens(adapter: ModelAdapter) -> TunedLens:
+    """A tuned lens whose fitted translators all do something; the trivial ones stay zero."""
+    lens = TunedLens.from_adapter(adapter)
+    generator = torch.Generator().manual_seed(4)
+    for layer in adapter.fitted_layers:
+        for parameter in lens[layer].parameters():
+            parameter.data.normal_(std=0.1, generator=generator)
+    return lens
+
+
+def both_lenses(adapter: ModelAdapter) -> dict[str, LogitLens | TunedLens]:
+    return {"logit": LogitLens.from_adapter(adapter), "tuned": random_lens(adapter)}
+
+
+def numbers(evaluation: Evaluation) -> np.ndarray:
+    """All figures, (1 + lenses × layers, 3)."""
+    rows = [evaluation.model, *(layers[i] for layers in evaluation.lenses.values() for i in sorted(layers))]
+    return np.array(rows)
+
+
+# --- values ------------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_those_of_the_naive_computation(tiny_model: ModelAdapter) -> None:
+    lenses = both_lenses(tiny_model)
+    evaluation = evaluate(tiny_model, lenses, BLOCKS)
+    assert list(evaluation.lenses) == ["logit", "tuned"]
+    for name, lens in lenses.items():
+        expected = naive.evaluate(tiny_model.model, lens, IDS)
+        assert evaluation.model == pytest.approx(expected.model, rel=1e-5, abs=1e-6)
+        assert sorted(evaluation.lenses[name]) == list(range(tiny_model.n_layers))
+        for layer, figures in enumerate(expected.layers):
+            assert evaluation.lenses[name][layer] == pytest.approx(figures, rel=1e-5, abs=1e-6)
+    assert not np.allclose(numbers(evaluation)[1:3], numbers(evaluation)[-3:-1], rtol=0.01), "the two lenses differ"
+
+
+def test_each_figure_is_named_for_what_it_is(tiny_mamba: ModelAdapter) -> None:
+    ce, kl, entropy = naive.evaluate(tiny_mamba.model, LogitLens.from_adapter(tiny_mamba), IDS).layers[0]
+    figures = evaluate(tiny_mamba, {"logit": LogitLens.from_adapter(tiny_mamba)}, BLOCKS).lenses["logit"][0]
+    assert (figures.ce, figures.kl, figures.entropy) == pytest.approx((ce, kl, entropy), rel=1e-5)
+    assert min(abs(ce - kl), abs(kl - entropy), abs(entropy - ce)) > 0.05
+
+
+@torch.no_grad()
+def test_figures_of_the_logit_lens_are_those_of_stock_tuned_lens(tiny_neox: ModelAdapter) -> None:
+    expected = naive.evaluate(tiny_neox.model, stock.LogitLens.from_model(tiny_neox.model), IDS)
+    figures = evaluate(tiny_neox, {"logit": LogitLens.from_adapter(tiny_neox)}, BLOCKS).lenses["logit"]
+    assert [tuple(figures[i]) for i in range(3)] == [pytest.approx(f, rel=1e-5) for f in expected.layers]
+
+
+def test_a_stock_lens_can_be_evaluated(tiny_neox: ModelAdapter) -> None:
+    ours = evaluate(tiny_neox, {"logit": LogitLens.from_adapter(tiny_neox)}, BLOCKS)
+    theirs = evaluate(tiny_neox, {"logit": stock.LogitLens.from_model(tiny_neox.model)}, BLOCKS)
+    np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=1e-6)
+
+
+def test_a_trivial_layer_is_the_model_itself(tiny_model: ModelAdapter) -> None:
+    lens = random_lens(tiny_model)
+    for layer in tiny_model.trivial_layers:  # it is not even read
+        lens[layer].bias.data.fill_(float("nan"))
+    evaluation = evaluate(tiny_model, {"tuned": lens}, BLOCKS)
+    assert evaluation.model.kl == 0
+    assert {i for i, figures in evaluation.lenses["tuned"].items() if figures == evaluation.model} == tiny_model.trivial_layers
+    assert all(evaluation.lenses["tuned"][i].kl > 0.01 for i in tiny_model.fitted_layers)
+
+
+def test_baselines(tiny_mamba: ModelAdapter) -> None:
+    assert evaluate(tiny_mamba, {}, BLOCKS).uniform_ce == pytest.approx(log(VOCAB_SIZE))
+    assert evaluate(tiny_mamba, {}, BLOCKS).unigram_ce is None
+    assert evaluate(tiny_mamba, {}, BLOCKS, unigram_ce=4.25).unigram_ce == 4.25
+
+
+def test_a_uniform_lens_scores_the_uniform_baseline(tiny_mamba: ModelAdapter) -> None:
+    lens = TunedLens.from_adapter(tiny_mamba)
+    lens.unembed.unembedding.weight.data.zero_()
+    evaluation = evaluate(tiny_mamba, {"tuned": lens}, BLOCKS)
+    for i in tiny_mamba.fitted_layers:
+        figures = evaluation.lenses["tuned"][i]
+        assert (figures.ce, figures.entropy) == pytest.approx((evaluation.uniform_ce, evaluation.uniform_ce), rel=1e-6)
+        assert figures.kl == pytest.approx(evaluation.uniform_ce - evaluation.model.entropy, rel=1e-5)
+
+
+def test_sums_stay_exact_over_predictions_that_are_certain(tiny_mamba: ModelAdapter) -> None:
+    """Early logit lenses are near-certain and wrong: probabilities of 0 in float32 must give large figures, not NaN."""
+    lens = LogitLens.from_adapter(tiny_mamba)
+    lens.unembed.unembedding.weight.data.mul_(200)
+    evaluation = evaluate(tiny_mamba, {"logit": lens}, BLOCKS)
+    expected = naive.evaluate(tiny_mamba.model, lens, IDS)
+    for i in tiny_mamba.fitted_layers:
+        assert evaluation.lenses["logit"][i] == pytest.approx(expected.layers[i], rel=1e-4, abs=1e-5)
+        assert evaluation.lenses["logit"][i].ce > 50
+
+
+def test_a_bfloat16_model_is_measured_in_float32() -> None:
+    adapter = wrap_model(make_model("mamba").bfloat16())
+    lenses = both_lenses(adapter)
+    evaluation = evaluate(adapter, lenses, BLOCKS)
+    for name, lens in lenses.items():
+        expected = naive.evaluate(adapter.model, lens, IDS)
+        assert evaluation.model == pytest.approx(expected.model, rel=1e-3, abs=1e-4)
+        for i in adapter.fitted_layers:
+            assert evaluation.lenses[name][i] == pytest.approx(expected.layers[i], rel=5e-3)
+
+
+# --- what must not matter ----------------------------------------------------------------------------------------------------
+
+
+def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    lenses = both_lenses(tiny_model)
+    whole = evaluate(tiny_model, lenses, BLOCKS, micro_batch_size=11)
+    sizes: list[int] = []
+    sums = metrics._sums
+
+    def counted(log_q: Tensor, *rest: Tensor) -> Tensor:
+        sizes.append(len(log_q))
+        return sums(log_q, *rest)
+
+    monkeypatch.setattr(metrics, "_sums", counted)
+    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 70 * 4 * VOCAB_SIZE})
+    in_chunks = evaluate(tiny_model, lenses, BLOCKS, micro_batch_size=11)
+    assert set(sizes) == {70, 36}, "176 tokens, 70 at a time"
+    np.testing.assert_allclose(numbers(in_chunks), numbers(whole), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 4, 11, 100])
+def test_the_micro_batch_size_does_not_matter_and_every_token_is_reported_once(tiny_mamba: ModelAdapter, size: int) -> None:
+    lenses, done = both_lenses(tiny_mamba), []
+    expected = evaluate(tiny_mamba, lenses, BLOCKS)
+    got = evaluate(tiny_mamba, lenses, BLOCKS, micro_batch_size=size, on_batch=done.append)
+    np.testing.assert_allclose(numbers(got), numbers(expected), rtol=1e-5, atol=1e-8)
+    assert sum(done) == BLOCKS.tokens.size
+    assert len(done) == -(-11 // size)
+
+
+class Second(Processes):
+    """The second of two processes: it leaves its sums where the first finds them."""
+
+    rank, world = 1, 2
+
+    def __init__(self, left: list[Tensor]):
+        object.__setattr__(self, "left", left)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        self.left.append(tensor.clone())
+        return tensor
+
+
+class First(Second):
+    """The first of two processes: it adds what the second left."""
+
+    rank = 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        return tensor + self.left.pop(0)
+
+
+@pytest.mark.parametrize("blocks", [11, 5, 1])
+def test_two_processes_share_the_blocks(tiny_rwkv4: ModelAdapter, blocks: int) -> None:
+    """An odd number: the second process runs out first, and what it repeats meanwhile does not count."""
+    part = replace(BLOCKS, tokens=BLOCKS.tokens[:blocks])
+    lenses = {"tuned": random_lens(tiny_rwkv4)}
+    left: list[Tensor] = []
+    alone = evaluate(tiny_rwkv4, lenses, part)
+    evaluate(tiny_rwkv4, lenses, part, micro_batch_size=1, processes=Second(left))
+    together = evaluate(tiny_rwkv4, lenses, part, micro_batch_size=1, processes=First(left))
+    assert left == []
+    np.testing.assert_allclose(numbers(together), numbers(alone), rtol=1e-5, atol=1e-8)
+
+
+def test_no_gradient_is_kept(tiny_mamba: ModelAdapter) -> None:
+    lens = random_lens(tiny_mamba)
+    assert lens[0].weight.requires_grad
+    with torch.enable_grad():
+        evaluate(tiny_mamba, {"tuned": lens}, BLOCKS)
+    assert all(p.grad is None for p in lens.parameters())
+
+
+# --- the result file ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_in_the_schema_of_tuned_lens_and_in_bits_per_byte(tiny_mamba: ModelAdapter) -> None:
+    evaluation = evaluate(tiny_mamba, both_lenses(tiny_mamba), BLOCKS, unigram_ce=4.0)
+    factor = BLOCKS.bits_per_byte
+    assert factor == pytest.approx(1 / 3 / log(2)), "three bytes a token"
+    result = aggregate_metrics(evaluation, factor)
+    names = [f"layer_{i}" for i in range(3)]
+    schema = {key: {kind: list(values) for kind, values in kinds.items()} for key, kinds in result.items()}
+    lens_schema = {"ce": names, "entropy": names, "kl": names}
+    assert schema == {"logit": lens_schema, "tuned": lens_schema, "baseline": {"ce": ["final"], "entropy": ["final"]}}
+    for name in ("logit", "tuned"):
+        for kind in lens_schema:
+            expected = [getattr(evaluation.lenses[name][i], kind) * factor for i in range(3)]
+            assert list(result[name][kind].values()) == pytest.approx(expected, rel=1e-12)
+    assert result["baseline"]["ce"]["final"] == pytest.approx(evaluation.model.ce / 3 / log(2))
+    assert result["baseline"]["entropy"]["final"] == pytest.approx(evaluation.model.entropy / 3 / log(2))
+
+
+def test_bits_per_byte_is_what_coding_the_documents_would_take() -> None:
+    """Of n tokens over b bytes, a model that gives each token probability 1/2 needs n bits, so n / b bits a byte."""
+    blocks = TokenBlocks(np.zeros((2, 8), dtype=np.uint16), "made", n_bytes=60, n_tokens=20, n_documents=1, sha256="0" * 64)
+    half = Figures(ce=log(2), kl=0.0, entropy=log(2))
+    evaluation = Evaluation(half, {"logit": {0: half}}, uniform_ce=log(96))
+    result = aggregate_metrics(evaluation, blocks.bits_per_byte)
+    assert result["logit"]["ce"]["layer_0"] == result["baseline"]["ce"]["final"] == pytest.approx(20 / 60)
+
+
+def test_layers_are_in_order_and_absent_lenses_left_out() -> None:
+    figures = {i: Figures(float(i), float(i), float(i)) for i in (10, 2, 0)}
+    result = aggregate_metrics(Evaluation(figures[0], {"logit": figures}, 1.0), 1.0)
+    assert list(result) == ["logit", "baseline"]
+    assert list(result["logit"]["kl"].items()) == [("layer_0", 0.0), ("layer_2", 2.0), ("layer_10", 10.0)]
+
+
+# --- doubts ------------------------------------------------------------------------------------------------------------------
+
+GOOD = Figures(ce=3.0, kl=0.5, entropy=2.0)
+LOGIT = Figures(ce=9.0, kl=6.0, entropy=1.0)
+
+
+def made(tuned: Figures, logit: Figures | None = LOGIT, unigram_ce: float | None = 4.0) -> Evaluation:
+    """An evaluation with a good layer 0, the layer in question as 1 and a layer 2 that is not fitted."""
+    lenses = {"tuned": {0: GOOD, 1: tuned, 2: Figures(99.0, 99.0, 0.0)}}
+    if logit:
+        lenses["logit"] = {0: LOGIT, 1: logit, 2: LOGIT}
+    return Evaluation(Figures(2.5, 0.0, 2.0), lenses, uniform_ce=4.5, unigram_ce=unigram_ce)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "worse_than"),
+    [
+        (made(GOOD), None),
+        (made(Figures(3.0, 6.5, 2.0)), "the logit lens"),
+        (made(Figures(3.0, 6.0, 2.0)), "the logit lens"),
+        (made(Figures(4.2, 1.0, 2.0)), "the unigram model"),
+        (made(Figures(4.7, 1.0, 2.0)), "the unigram model and the uniform distribution"),
+        (made(Figures(4.7, 7.0, 2.0)), "the logit lens and the unigram model and the uniform distribution"),
+        (made(Figures(4.2, 1.0, 2.0), unigram_ce=None), None),
+        (made(Figures(4.7, 1.0, 2.0), unigram_ce=None), "the uniform distribution"),
+        (made(Figures(3.0, 99.0, 2.0), logit=None), None),
+        (made(Figures(NAN, NAN, NAN)), "the logit lens and the unigram model and the uniform distribution"),
+        (made(Figures(3.0, NAN, 2.0)), "the logit lens"),
+        (made(GOOD, logit=Figures(NAN, NAN, NAN)), "the logit lens"),
+    ],
+)
+def test_each_layer_that_is_no_better_than_a_baseline_is_named(evaluation: Evaluation, worse_than: str | None) -> None:
+    expected = [f"layer 1: the tuned lens is no better than {worse_than}"] if worse_than else []
+    assert doubts(evaluation, fitted_layers=(0, 1)) == expected
+
+
+def test_doubts_are_of_fitted_layers_and_of_the_lens_asked_for() -> None:
+    evaluation = made(GOOD)
+    assert [line.partition(":")[0] for line in doubts(evaluation, (0, 1, 2))] == ["layer 2"]
+    assert doubts(evaluation, (), "logit") == []
+    assert [line.partition(" is")[0] for line in doubts(evaluation, (0,), "logit")] == ["layer 0: the logit lens"]

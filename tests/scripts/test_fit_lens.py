@@ -1,0 +1,203 @@
+"""train/fit_lens.py as a user runs it: what it writes, that it resumes after SIGKILL, and what bad input gets."""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import torch
+from tuned_lens.nn.lenses import TunedLensConfig
+
+from lens_rnn.lens import TunedLens
+from lens_rnn.models import load_model
+from tests.scripts.launch import run_in_process, run_script, start_script
+
+SMALL = ("--tokens", 20_480, "--eval-tokens", 2_048, "--seq-len", 64, "--batch-size", 8, "--start-tokens", 8_192, "--device", "cpu")
+
+
+def translators(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "params.pt", weights_only=True)
+
+
+def one_error_line(done: CompletedProcess, *words: str) -> None:
+    """Exit code 2 and a single line that says what is wrong."""
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert [word for word in words if word not in said[0]] == [], said[0]
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv4"])
+def test_a_whole_run(family: str, model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "lens"
+    done = run_script("train/fit_lens.py", "--model", model_folders[family], "--data", text_file, "--output", output, *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "tuned lens" in done.stdout
+    assert "unigram" in done.stdout
+    report = json.loads((output / "fit.json").read_text())
+    adapter = load_model(model_folders[family], device="cpu")
+    for i, row in report["layers"].items():
+        assert row["fitted"] == (int(i) in adapter.fitted_layers)
+        if row["fitted"]:
+            assert row["kl_tuned"] < row["kl_logit"]
+        else:
+            assert row["kl_tuned"] == row["kl_logit"] == 0
+    assert report["data"]["fit"]["tokens"] == 20_480
+    assert len(report["model"]["weights_sha256"]) == len(report["model"]["unembedding_sha256"]) == 64
+    assert report["model"]["dtype"] == "torch.float32"
+    lens = TunedLens.load(adapter, output)
+    assert lens.config == TunedLensConfig.from_dict(json.loads((output / "config.json").read_text()))
+    assert not any(t.any() for name, t in translators(output).items() if name.startswith(f"{adapter.n_layers - 1}."))
+    assert "| layer |" in (output / "README.md").read_text()
+    assert not list(output.rglob("*.partial"))
+
+    again = run_script("train/fit_lens.py", "--model", model_folders[family], "--data", text_file, "--output", output, *SMALL)
+    one_error_line(again, "--resume", "--overwrite", str(output))
+
+
+def kill_when(condition: Callable[[], bool], *arguments: object, **variables: str) -> None:
+    """Start the script, and kill it with SIGKILL as soon as the condition holds."""
+    process = start_script("train/fit_lens.py", *arguments, **variables)
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the run ended before the moment at which it should have been killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_run_killed_again_and_again_ends_bit_identical(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    """SIGKILL while packing, in the moment pass, and in the steps; then resumed to the end."""
+    fixed = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--checkpoint-every", 3)
+    whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
+    done = run_script("train/fit_lens.py", *fixed, "--output", whole)
+    assert done.returncode == 0, done.stderr
+
+    def checkpoints() -> list[str]:
+        return sorted(p.name for p in killed.glob("checkpoints/step-*.pt"))
+
+    arguments = (*fixed, "--output", killed, "--resume")
+    moments = [
+        lambda: any(cache.glob("*.partial")),
+        lambda: (killed / "run.yaml").exists(),
+        lambda: len(checkpoints()) == 2,
+        lambda: bool(checkpoints()) and checkpoints()[-1] > "step-00000012",
+    ]
+    for moment in moments:
+        kill_when(moment, *arguments, LENS_RNN_CACHE=str(cache))
+    assert checkpoints(), "the last kill must have come after a checkpoint"
+    done = run_script("train/fit_lens.py", *arguments, LENS_RNN_CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step" in done.stderr
+    expected, got = translators(whole), translators(killed)
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    assert len(checkpoints()) == 2
+    assert not list(cache.glob("*.partial"))
+    history = [json.loads((folder / "fit.json").read_text())["training_loss"] for folder in (whole, killed)]
+    assert history[0] == history[1]
+
+    for changed, name in ((("--learning-rate", 0.5), "learning_rate"), (("--tokens", 16_384), "data"), (("--seed", 1), "seed")):
+        one_error_line(run_script("train/fit_lens.py", *arguments, *changed), "cannot resume", name)
+
+
+def test_two_processes_and_a_sharded_model_do_the_same_as_one(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    """20 steps in float32 from the closed-form start, within 1e-5 of each translator's Frobenius norm."""
+    arguments = ("--model", model_folders["rwkv4"], "--data", text_file, *SMALL, "--tokens", 10_240)
+    results = {}
+    for name, processes, extra in (("one", 1, ()), ("two", 2, ()), ("sharded", 2, ("--shard",))):
+        output = tmp_path / name
+        done = run_script("train/fit_lens.py", *arguments, "--output", output, *extra, processes=processes, ACCELERATE_USE_CPU="true")
+        assert done.returncode == 0, done.stderr
+        assert f"processes  {processes} on cpu" in done.stdout
+        results[name] = translators(output)
+        report = json.loads((output / "fit.json").read_text())
+        assert len(report["training_loss"]["steps"]) == 20
+        assert report["run"]["processes"] == processes
+    for name in ("two", "sharded"):
+        for key, expected in results["one"].items():
+            assert (results[name][key] - expected).norm() <= 1e-5 * expected.norm(), (name, key)
+
+    other_world = run_script("train/fit_lens.py", *arguments, "--output", tmp_path / "two", "--resume")
+    one_error_line(other_world, "cannot resume", "world size was 2 and is now 1")
+
+
+def test_an_uneven_batch_is_refused_on_two_processes(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    arguments = ("--model", model_folders["neox"], "--data", text_file, *SMALL, "--batch-size", 7, "--output", tmp_path / "x")
+    done = run_script("train/fit_lens.py", *arguments, processes=2, ACCELERATE_USE_CPU="true")
+    assert done.returncode != 0
+    assert "batch_size 7 cannot be shared evenly by 2 processes" in done.stderr
+
+
+def test_wandb_offline_logs_every_layer(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    """What the offline run's file holds is the history of fit.json; the file is a sequence of plain protobuf records."""
+    output = tmp_path / "lens"
+    arguments = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--tokens", 2_048, "--output", output)
+    done = run_script("train/fit_lens.py", *arguments, "--tracker", "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = file.read_bytes()
+    history = json.loads((output / "fit.json").read_text())["training_loss"]["steps"]
+    assert len(history) == 4
+    for layer in (0, 1):
+        found = [float(x) for x in re.findall(rf"loss/layer_{layer}\W{{1,4}}?(\d+\.\d+)".encode(), logged)]
+        assert {step[layer] for step in history} <= set(found)
+    assert b"loss/layer_2" not in logged, "the trivial layer has no loss"
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    arguments = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--output", tmp_path / "lens", "--dry-run")
+    done = run_script("train/fit_lens.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "40 steps of 8 × 64 tokens" in done.stdout
+    assert "memory" in done.stdout
+    assert not (tmp_path / "lens").exists()
+
+
+BAD_INPUT = [
+    (("--bogus", 1), ["--bogus"]),
+    (("--optimizer", "lion"), ["lion", "adamw"]),
+    (("--model", "/nowhere/model"), ["/nowhere/model", "no such folder"]),
+    (("--data", "nowhere.jsonl"), ["nowhere.jsonl", "no such data file"]),
+    (("--init-lens", "/nowhere/lens"), ["/nowhere/lens", "no such lens folder"]),
+    (("--init-lens", "OTHER"), ["number of translators is 8", "has 3"]),
+    (("--tokens", 10**9), ["1,000,000,000 were asked for", "--tokens"]),
+    (("--tokens", 64, "--batch-size", 8), ["less than one batch of 8"]),
+    (("--overwrite", "--resume"), ["--overwrite", "--resume"]),
+    (("--device", "tpu"), ["tpu"]),
+    (("--device", "cuda"), ["no CUDA GPU"]),
+    (("--threads", 0), ["threads is 0"]),
+    (("--overwrite",), ["would delete"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_INPUT, ids=lambda value: " ".join(map(str, value)))
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: tuple,
+    words: list[str],
+    model_folders: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    """In this process: what `python train/fit_lens.py` would say and return."""
+    if arguments == ("--device", "cuda") and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    output = tmp_path / "lens"
+    if arguments == ("--overwrite",):
+        output.mkdir()
+        (output / "thesis.txt").write_text("not ours")
+    if "OTHER" in arguments:
+        TunedLens.from_adapter(load_model(model_folders["rwkv4"], device="cpu")).save(tmp_path / "other")
+        arguments = ("--init-lens", tmp_path / "other")
+    before = sorted(output.rglob("*"))
+    words_given = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--output", output, *arguments)
+    code = run_in_process("train/fit_lens.py", monkeypatch, *words_given)
+    one_error_line(CompletedProcess([], code, "", capfd.readouterr().err), *words)
+    assert sorted(output.rglob("*")) == before

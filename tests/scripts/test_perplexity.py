@@ -1,0 +1,85 @@
+"""eval/perplexity.py and eval/plot_curves.py as a user runs them."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from lens_rnn.fitting import FitConfig, fit
+from lens_rnn.lens import TunedLens
+from lens_rnn.models import load_model
+from tests.fitting.test_fit import make_blocks
+from tests.scripts.launch import run_in_process, run_script
+
+SMALL = ("--tokens", 4_096, "--seq-len", 64, "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def lens_folder(model_folders: dict[str, Path]) -> Path:
+    """A fitted lens beside the Mamba folder, where the script looks for one by itself."""
+    folder = model_folders["mamba"].parent / "mamba-lens"
+    result = fit(load_model(model_folders["mamba"], device="cpu"), make_blocks(200, vocab_size=257), FitConfig(batch_size=8))
+    result.lens.save(folder)
+    return folder
+
+
+def test_results_curves_and_overlay(lens_folder: Path, model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "result"
+    done = run_script("eval/perplexity.py", "--model", model_folders["mamba"], "--data", text_file, "--output", output, *SMALL)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((output / "aggregate_metrics.json").read_text())
+    assert set(metrics) == {"logit", "tuned", "baseline", "lens_rnn"}
+    assert metrics["lens_rnn"]["lens"] == str(lens_folder)
+    for lens in ("logit", "tuned"):
+        assert set(metrics[lens]) == {"ce", "kl", "entropy"}
+        assert list(metrics[lens]["ce"]) == ["layer_0", "layer_1", "layer_2"]
+        assert metrics[lens]["kl"]["layer_2"] == 0
+        assert metrics[lens]["ce"]["layer_2"] == metrics["baseline"]["ce"]["final"]
+    rows = list(csv.DictReader((output / "per_layer.csv").open()))
+    assert len(rows) == 7
+    factor = metrics["lens_rnn"]["bits_per_byte_per_nat"]
+    assert float(rows[0]["ce_nats_per_token"]) * factor == pytest.approx(metrics["logit"]["ce"]["layer_0"])
+    assert image.imread(output / "perplexity.png").shape[0] > 300
+    assert "Plotly.newPlot" in (output / "perplexity.html").read_text()
+
+    overlay = run_script("eval/plot_curves.py", output, output, "--output", tmp_path / "both.png")
+    assert overlay.returncode == 0, overlay.stderr
+    assert (tmp_path / "both.png").stat().st_size > 10_000
+
+
+def test_a_model_without_a_lens_gets_the_logit_lens_only(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+    done = run_script("eval/perplexity.py", "--model", model_folders["neox"], "--data", text_file, "--output", tmp_path / "r", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads((tmp_path / "r" / "aggregate_metrics.json").read_text())) == {"logit", "baseline", "lens_rnn"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--lens", "/nowhere/lens"), "no such lens folder"),
+        (("--lens", "RWKV"), "number of translators is 8"),
+        (("--data", "/nowhere/text"), "no such data file"),
+        (("--tokens", 10**9), "lower --eval-tokens"),
+        (("--micro-batch-size", 0), "micro_batch_size is 0"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple,
+    words: str,
+    model_folders: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    if "RWKV" in arguments:
+        TunedLens.from_adapter(load_model(model_folders["rwkv4"], device="cpu")).save(tmp_path / "rwkv")
+        arguments = ("--lens", tmp_path / "rwkv")
+    fixed = ("--model", model_folders["mamba"], "--data", text_file, "--output", tmp_path / "result", *SMALL)
+    assert run_in_process("eval/perplexity.py", monkeypatch, *fixed, *arguments) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1
+    assert words in said[0]
+    assert not (tmp_path / "result").exists()

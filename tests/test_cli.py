@@ -1,0 +1,396 @@
+"""The command line that every script shares: flags and files become a configuration, and every error one line."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numba
+import pytest
+import torch
+import tyro
+
+from lens_rnn import cli
+from lens_rnn.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Do the thing."""
+
+    steps: int = 3
+    """How many steps."""
+    rate: float | None = None
+    """How fast."""
+    loss: Literal["kl", "ce"] = "kl"
+    """What to minimise."""
+    name: str = "mamba"
+    """What to call it."""
+    output: Path | None = None
+    """Where to write."""
+    micro_batch_size: int | None = None
+    """Sequences at a time."""
+    overwrite: bool = False
+    """Replace what is there."""
+    labels: tuple[str, ...] = ()
+    """Names."""
+    limits: tuple[float, float] = (0.0, 1.0)
+    """From, to."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps is {self.steps}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demanding:
+    """Needs to be told."""
+
+    results: tyro.conf.Positional[tuple[str, ...]]
+    """What to read."""
+    output: Path
+    """Where to write."""
+    seen: list[int] = field(default_factory=lambda: [1])
+    """Made anew each time."""
+
+    def __post_init__(self) -> None:
+        if not self.results:
+            raise ConfigError("there is no result")
+
+
+def refusal(*arguments: str, config_type: type = Config) -> str:
+    """The message of the ConfigError that parsing ends in, which must be one line."""
+    with pytest.raises(ConfigError) as caught:
+        cli.parse(config_type, list(arguments))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert not set("│╭╰─\x1b") & set(message)
+    return message
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Callable[[str], str]:
+    """Writes a configuration file and gives its name."""
+
+    def write(text: str) -> str:
+        (tmp_path / "config.yaml").write_text(text)
+        return str(tmp_path / "config.yaml")
+
+    return write
+
+
+# --- flags -------------------------------------------------------------------------------------------------------------------
+
+
+def test_without_arguments_a_configuration_is_its_defaults() -> None:
+    assert cli.parse(Config, []) == Config()
+
+
+def test_flags_set_fields_of_every_type() -> None:
+    words = "--steps 5 --rate 1e-3 --loss ce --name rwkv --output a/b --micro-batch-size 2 --overwrite --labels x y --limits 0.5 2"
+    assert cli.parse(Config, words.split()) == Config(
+        steps=5,
+        rate=1e-3,
+        loss="ce",
+        name="rwkv",
+        output=Path("a/b"),
+        micro_batch_size=2,
+        overwrite=True,
+        labels=("x", "y"),
+        limits=(0.5, 2.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "many"], "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
+        (["--steps", "2.5"], "Error parsing --steps"),
+        (["--steps"], "'--steps'"),
+        (["--rate", "fast"], "Error parsing --rate"),
+        (["--limits", "1"], "'--limits'"),
+        (["--loss", "mse"], "invalid choice 'mse' for argument '--loss'. Expected one of ('kl', 'ce')."),
+        (["--stepps", "4"], "Unrecognized options: --stepps, 4 Perhaps you meant: --steps INT"),
+        (["--nothing-like-it"], "Unrecognized options: --nothing-like-it"),
+        (["stray"], "Unrecognized options: stray"),
+        (["--overwrite", "maybe"], "Unrecognized options: maybe"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(arguments: list[str], said: str) -> None:
+    assert said in refusal(*arguments)
+
+
+def test_what_is_required_and_missing_is_named() -> None:
+    assert refusal("a", config_type=Demanding) == "Missing: --output PATH Where to write. (required)"
+
+
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    path = "/a/long/path" * 20
+    assert refusal("--steps", path) == f"Error parsing --steps: invalid literal for int() with base 10: '{path[:199]}"[:-1] + path[198:] + "'"
+    assert path in refusal(path)
+    assert cli.os.environ["COLUMNS"] == columns
+
+
+def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag in ("--help", "-h"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.parse(Config, [flag])
+        assert stopped.value.code == 0
+        shown = capsys.readouterr().out
+        for words in ("Do the thing.", "--config FILE.yaml", "--micro-batch-size", "How many steps.", "(default: 3)", "{kl,ce}"):
+            assert words in shown
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [lambda name: ["--config", name], lambda name: [f"--config={name}"]])
+def test_a_file_sets_fields_and_the_command_line_wins(yaml: Callable[[str], str], form: Callable[[str], list[str]]) -> None:
+    words = form(yaml("steps: 7\nname: from the file\nmicro-batch-size: 4\noverwrite: true\nlabels: [a, b]\n"))
+    from_file = Config(steps=7, name="from the file", micro_batch_size=4, overwrite=True, labels=("a", "b"))
+    assert cli.parse(Config, words) == from_file
+    expected = Config(steps=9, name="from the file", micro_batch_size=4, overwrite=False, labels=("c",))
+    more = ["--steps", "9", "--no-overwrite", "--labels", "c"]
+    assert cli.parse(Config, [*words, *more]) == cli.parse(Config, [*more, *words]) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("output: some/folder", "output", Path("some/folder")),
+        ("output: null", "output", None),
+        ("output:", "output", None),
+        ("rate: 2", "rate", 2.0),
+        ("rate: 1e-3", "rate", 1e-3),  # YAML 1.1 calls this text
+        ("rate: 1.5", "rate", 1.5),
+        ("steps: 10_000", "steps", 10_000),
+        ("loss: ce", "loss", "ce"),
+        ("name: '123'", "name", "123"),
+        ("limits: [0, 1e-1]", "limits", (0.0, 0.1)),
+        ("labels: []", "labels", ()),
+        ("overwrite: yes", "overwrite", True),
+        ("", "steps", 3),
+        ("# nothing\n", "steps", 3),
+    ],
+)
+def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: str, field: str, value: object) -> None:
+    got = getattr(cli.parse(Config, ["--config", yaml(text)]), field)
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: seven", "steps is 'seven'; it must be a whole number"),
+        ("steps: 2.5", "steps is 2.5; it must be a whole number"),
+        ("steps: '7'", "steps is '7'; it must be a whole number"),
+        ("steps: true", "steps is True; it must be a whole number"),
+        ("steps: null", "steps is None; it must be a whole number"),
+        ("steps: [1, 2]", "steps is [1, 2]; it must be a whole number"),
+        ("steps: {a: 1}", "steps is {'a': 1}; it must be a whole number"),
+        ("rate: fast", "rate is 'fast'; it must be a number or null"),
+        ("rate: false", "rate is False; it must be a number or null"),
+        ("loss: mse", "loss is 'mse'; it must be one of kl, ce"),
+        ("loss: 1", "loss is 1; it must be one of kl, ce"),
+        ("name: 123", "name is 123; it must be text, in quotes"),
+        ("name: 2024-01-01", "it must be text, in quotes"),
+        ("name: no", "name is False; it must be text, in quotes"),
+        ("output: 3", "output is 3; it must be a path or null"),
+        ("overwrite: 1", "overwrite is 1; it must be true or false"),
+        ("overwrite: 'false'", "overwrite is 'false'; it must be true or false"),
+        ("labels: a", "labels is 'a'; it must be a list, each text, in quotes"),
+        ("labels: [1]", "labels is [1]; it must be a list, each text, in quotes"),
+        ("limits: [1]", "limits is [1]; it must be a list, each a number"),
+        ("micro-batch-size: x", "micro_batch_size is 'x'; it must be a whole number or null"),
+        ("stepps: 7\nlosss: ce", "has unknown settings: losss, stepps"),
+        ("1: 2", "has unknown settings: 1"),
+        ("config: other.yaml", "has unknown settings: config"),
+        ("a: b: c", "is not YAML: mapping values are not allowed here"),
+        ("steps: [1", "is not YAML"),
+        ("steps: !!python/object/apply:os.getpid []", "is not YAML"),
+        ("\x00", "is not YAML"),
+        ("[" * 5000, "is not YAML"),
+        ("- steps", "must hold `name: value` lines"),
+        ("[]", "must hold `name: value` lines"),
+        ("false", "must hold `name: value` lines"),
+        ("0", "must hold `name: value` lines"),
+        ("just text", "must hold `name: value` lines"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_by_name(yaml: Callable[[str], str], text: str, said: str) -> None:
+    name = yaml(text)
+    message = refusal("--config", name)
+    assert message.startswith(name)
+    assert said in message
+
+
+def test_a_setting_that_its_class_refuses_is_refused_from_a_file_too(yaml: Callable[[str], str]) -> None:
+    assert refusal("--config", yaml("steps: 0")) == "steps is 0; it must be at least 1"
+    assert cli.parse(Config, ["--config", yaml("steps: 0"), "--steps", "1"]) == Config(steps=1), "what counts is the outcome"
+
+
+def test_a_file_may_leave_out_what_the_command_line_says(yaml: Callable[[str], str]) -> None:
+    assert cli.parse(Demanding, ["--config", yaml("output: x"), "a", "b"]) == Demanding(results=("a", "b"), output=Path("x"))
+    assert cli.parse(Demanding, ["--config", yaml("output: x\nresults: [c]")]) == Demanding(results=("c",), output=Path("x"))
+    assert refusal("--config", yaml("output: x"), config_type=Demanding) == "there is no result"
+    assert refusal("--config", yaml("results: [c]"), config_type=Demanding).startswith("Missing: --output PATH")
+
+
+@pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", ""], ["--steps", "4", "--config"]])
+def test_config_without_a_name_is_refused(words: list[str]) -> None:
+    assert refusal(*words) == "--config needs the name of a YAML file"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert refusal("--config", str(tmp_path / "no.yaml")) == f"no such configuration file: {tmp_path / 'no.yaml'}"
+    assert refusal("--config", str(tmp_path)) == f"the configuration file {tmp_path} cannot be read: Is a directory"
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
+    assert refusal("--config", str(tmp_path / "latin.yaml")).startswith(f"{tmp_path / 'latin.yaml'} is not YAML")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(rate=1e-5, loss="ce", output=Path("a folder/b"), micro_batch_size=1, overwrite=True, labels=("x", "on"), limits=(0.0, 1e30)),
+        Config(name="café: 10 # not a comment", labels=("1e3", "null", "")),
+    ],
+)
+def test_a_saved_configuration_is_read_back(tmp_path: Path, config: Config) -> None:
+    cli.save_config(config, tmp_path / "new" / "run.yaml")
+    assert cli.parse(Config, ["--config", str(tmp_path / "new" / "run.yaml")]) == config
+
+
+def test_plain_values_are_ready_for_json() -> None:
+    assert cli.plain(Config(output=Path("a/b")))["output"] == "a/b"
+    assert cli.plain(Config())["output"] is None
+    assert list(cli.plain(Config())) == list(Config.__dataclass_fields__)
+
+
+# --- running -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def outcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str, str]]:
+    """Runs a main with command-line words; gives exit code, stdout and stderr."""
+
+    def run(main: Callable[[Config], None], *words: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr(sys, "argv", ["script.py", *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(main, Config)
+        said = capsys.readouterr()
+        return stopped.value.code, said.out, said.err
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[[Config], None]:
+    def main(config: Config) -> None:
+        raise error
+
+    return main
+
+
+def test_a_run_that_ends_well_exits_with_0(outcome: Callable[..., tuple[Any, str, str]]) -> None:
+    assert outcome(lambda config: print(config.steps), "--steps", "8") == (0, "8\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModelError("no such model; name another"), "no such model; name another"),
+        (ConfigError("two\n  lines"), "two lines"),
+        (OSError(errno.ENOSPC, "No space left on device", "/out/params.pt"), "No space left on device: /out/params.pt"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", Path("/out")), "Permission denied: /out"),
+        (OSError("the disk is gone"), "the disk is gone"),
+        (OSError(), "OSError"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.\nMore."),
+            "out of memory (CUDA out of memory); lower --micro-batch-size",
+        ),
+    ],
+)
+def test_what_cannot_be_handled_is_one_line_and_exit_code_2(
+    outcome: Callable[..., tuple[Any, str, str]], error: BaseException, said: str
+) -> None:
+    assert outcome(raising(error)) == (2, "", f"error: {said}\n")
+
+
+def test_a_bad_command_line_is_one_line_and_exit_code_2(outcome: Callable[..., tuple[Any, str, str]]) -> None:
+    code, out, err = outcome(raising(AssertionError("main must not be called")), "--steps", "many")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: Error parsing --steps")
+    assert err.count("\n") == 1
+
+
+def test_an_interruption_exits_with_130(outcome: Callable[..., tuple[Any, str, str]]) -> None:
+    code, out, err = outcome(raising(KeyboardInterrupt()))
+    assert (code, out) == (130, "")
+    assert err.startswith("interrupted")
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(raising(ZeroDivisionError()), Config)
+
+
+# --- threads and messages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Pretends that this machine has so many cores; numbers of threads are as before afterwards."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+
+    def pretend(number: int) -> None:
+        monkeypatch.setattr(cli.os, "sched_getaffinity", lambda _: set(range(number)))
+
+    yield pretend
+    torch.set_num_threads(before[0])
+    numba.set_num_threads(before[1])
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "asked", "expected"),
+    [(2, 1, None, 2), (2, 2, None, 1), (7, 2, None, 3), (2, 4, None, 1), (1, 1, None, 1), (2, 1, 1, 1), (2, 2, 3, 3)],
+)
+def test_threads_are_the_cores_divided_by_the_processes_unless_asked_for(
+    cores: Callable[[int], None], number: int, processes: int, asked: int | None, expected: int
+) -> None:
+    cores(number)
+    torch.set_num_threads(6)
+    assert cli.set_threads(asked, processes) == expected
+    assert torch.get_num_threads() == expected
+    assert numba.get_num_threads() == min(expected, numba.config.NUMBA_NUM_THREADS)
+
+
+def test_a_launcher_that_asks_for_one_thread_is_not_listened_to(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cores(2)
+    assert cli.set_threads(None) == 2
+
+
+@pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])
+def test_messages_of_the_library_are_shown(monkeypatch: pytest.MonkeyPatch, verbose: bool, level: int) -> None:
+    from transformers.utils import logging as chatter
+
+    library, before = logging.getLogger("lens_rnn"), chatter.get_verbosity()
+    monkeypatch.setattr(library, "level", logging.NOTSET)
+    try:
+        cli.log_to_terminal(verbose)
+        assert library.level == level
+        assert (chatter.get_verbosity() == logging.ERROR) is not verbose
+    finally:
+        library.setLevel(logging.NOTSET)
+        chatter.set_verbosity(before)
+        chatter.enable_progress_bar()
