@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from math import exp
 from pathlib import Path
 
-from tqdm import tqdm
-from tuned_lens.nn.lenses import Lens
-
 from lens_rnn import artifacts, cli
 from lens_rnn.data import STDLIB, DataConfig, TokenBlocks, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.errors import ConfigError
@@ -24,6 +21,9 @@ from lens_rnn.evaluation.results import read_curves
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, claim_output, load_configured_model, start_processes
+
+from tqdm import tqdm
+from tuned_lens.nn.lenses import Lens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Config(ModelConfig):
     text_field: str = "text"
     """Field of a record that holds the document."""
     tokens: int | None = None
-    """Held-out tokens. Default: 65,536, or all there are if that is less."""
+    """Held-out tokens. Default: 32,768, or all there are if that is less."""
     seq_len: int = 256
     """Tokens in a block: how far back a prediction can look."""
     micro_batch_size: int = 8

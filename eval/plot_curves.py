@@ -12,12 +12,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from lens_rnn import cli
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation import plots
 from lens_rnn.evaluation.results import FILE_NAME, Curves, read_curves
+
+import tyro
 
 
 @dataclass(frozen=True, kw_only=True)

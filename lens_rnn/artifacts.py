@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from lens_rnn.errors import ArtifactError
+
 import torch
 from torch import Tensor
 from tuned_lens.nn.lenses import TunedLensConfig
-
-from lens_rnn.errors import ArtifactError
 
 CONFIG, PARAMS, FIT = "config.json", "params.pt", "fit.json"
 LENS_TYPE = "linear_tuned_lens"

@@ -12,15 +12,18 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from lens_rnn.errors import ConfigError, LensRNNError
+
 import torch
 import tyro
 import yaml
 
-from lens_rnn.errors import ConfigError, LensRNNError
-
 Config = TypeVar("Config")
 
 _CONFIG_HELP = "--config FILE.yaml reads settings from a file; what else is said here wins over it."
+_FURNITURE = re.compile(
+    r"-*|Parsing error|Value error|Invalid choice|Missing argument|Required options?|Unrecognized options|For full helptext.*|.* --help"
+)
 _KINDS = {int: "a whole number", float: "a number", str: "text, in quotes", bool: "true or false", Path: "a path", NoneType: "null"}
 
 
@@ -34,7 +37,7 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
     except LensRNNError as error:
         _fail(str(error))
     except OSError as error:  # full disk, no permission: the message names the file
-        _fail(f"{error.strerror or error or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
+        _fail(f"{error.strerror or str(error) or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
     except torch.OutOfMemoryError as error:
         _fail(f"out of memory ({str(error).partition('. ')[0]}); lower --micro-batch-size")
     except KeyboardInterrupt:
@@ -194,13 +197,11 @@ def _unwrapped(arguments: list[str]) -> Iterator[None]:
 
 
 def _unboxed(text: str) -> str:
-    """tyro's error box as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip(" │╭╮╰╯─━┌┐└┘|") for line in text.splitlines()]
-    lines = [line for line in lines if not re.match(r"$|Parsing error|For full helptext|.* --help$", line)]
-    line = re.sub(r"\s+", " ", " ".join(lines)).partition(" Argument helptext:")[0]
-    line = re.sub(r"Missing from \S+:", "Missing:", line)
-    line = re.sub(r"^(Unrecognized options|Invalid choice|Value error|Missing argument|Required options?)\s+(?=\w)", "", line)
+    """tyro's error box, drawn in lines or in hyphens, as one line without titles and pointers to the help."""
+    plain_text = re.sub(r"\x1b\[[0-9;]*m", "", text).partition("Argument helptext:")[0]
+    lines = [line.strip(" │╭╮╰╯─━┌┐└┘|") for line in plain_text.splitlines()]
+    line = " ".join(line for line in lines if not _FURNITURE.fullmatch(line))
+    line = re.sub(r"Missing from \S+:", "Missing:", re.sub(r"\s+", " ", line))
     return line or "the command line cannot be read; see --help"
 
 

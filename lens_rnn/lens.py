@@ -5,13 +5,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
-from torch import Tensor, nn
-from tuned_lens.nn import lenses as stock
-from tuned_lens.nn.unembed import Unembed
-
 from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError
 from lens_rnn.models import ModelAdapter
+
+from torch import Tensor, nn
+from tuned_lens.nn import lenses as stock
+from tuned_lens.nn.unembed import Unembed
 
 log = logging.getLogger(__name__)
 

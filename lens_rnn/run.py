@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
-
 from lens_rnn import cli
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
+
+from accelerate import Accelerator
 
 DEMO_MODEL = str(Path(__file__).parent.parent / "checkpoints" / "tiny-mamba")
 _OURS = ("run.yaml", "fit.json", "aggregate_metrics.json")  # by one of these an output folder is known to be ours

@@ -15,6 +15,8 @@ os.environ["MPLBACKEND"] = "Agg"
 # torch and numba each have an OpenMP pool: idle threads that spin would take the cores from the other pool.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+from lens_rnn.models import ModelAdapter, wrap_model
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -29,8 +31,6 @@ from transformers import (
     RwkvConfig,
     RwkvForCausalLM,
 )
-
-from lens_rnn.models import ModelAdapter, wrap_model
 
 FAMILIES = ("mamba", "rwkv4", "neox")
 D_MODEL = 32

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lens_rnn import artifacts
+from lens_rnn.errors import ArtifactError
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from tuned_lens.nn.lenses import TunedLensConfig
-
-from lens_rnn import artifacts
-from lens_rnn.errors import ArtifactError
 
 D_MODEL, LAYERS = 4, 3
 CONFIG = TunedLensConfig("some/model", D_MODEL, LAYERS, unembed_hash="0" * 64).to_dict()
@@ -347,6 +347,12 @@ def test_a_config_without_a_type_is_linear(folder: Path) -> None:
     """As tuned-lens has it: the field has that default."""
     (folder / "config.json").write_text(json.dumps({"base_model_name_or_path": "m", "d_model": D_MODEL, "num_hidden_layers": LAYERS}))
     assert len(artifacts.load(folder).translators) == 2 * LAYERS
+
+
+def test_json_is_utf_8_wherever_it_comes_from(folder: Path) -> None:
+    name = "models/καφές"
+    (folder / "config.json").write_bytes(json.dumps(CONFIG | {"base_model_name_or_path": name}, ensure_ascii=False).encode())
+    assert artifacts.load(folder).config["base_model_name_or_path"] == name
 
 
 def test_a_fit_json_that_describes_no_model_is_refused(folder: Path) -> None:

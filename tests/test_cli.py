@@ -1,6 +1,7 @@
 """The command line that every script shares: flags and files become a configuration, and every error one line."""
 
 import errno
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -8,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lens_rnn import cli
+from lens_rnn.errors import ConfigError, ModelError
+
 import numba
 import pytest
 import torch
 import tyro
-
-from lens_rnn import cli
-from lens_rnn.errors import ConfigError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +109,10 @@ def test_flags_set_fields_of_every_type() -> None:
     ("arguments", "said"),
     [
         (["--steps", "many"], "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
-        (["--steps", "2.5"], "Error parsing --steps"),
-        (["--steps"], "'--steps'"),
+        (["--steps", "2.5"], "Error parsing --steps: invalid literal"),
+        (["--steps"], "Missing value for argument '--steps'"),
         (["--rate", "fast"], "Error parsing --rate"),
-        (["--limits", "1"], "'--limits'"),
+        (["--limits", "1"], "Missing value for argument '--limits'"),
         (["--loss", "mse"], "invalid choice 'mse' for argument '--loss'. Expected one of ('kl', 'ce')."),
         (["--stepps", "4"], "Unrecognized options: --stepps, 4 Perhaps you meant: --steps INT"),
         (["--nothing-like-it"], "Unrecognized options: --nothing-like-it"),
@@ -120,8 +121,17 @@ def test_flags_set_fields_of_every_type() -> None:
         (["--steps", "0"], "steps is 0; it must be at least 1"),
     ],
 )
-def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(arguments: list[str], said: str) -> None:
-    assert said in refusal(*arguments)
+@pytest.mark.parametrize("terminal", ["utf-8", "ascii", "in colour"])
+def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(
+    arguments: list[str], said: str, terminal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tyro draws a box around its errors, of characters that depend on the terminal."""
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii" if terminal == "ascii" else "utf-8")
+    monkeypatch.setattr(stdout, "isatty", lambda: terminal == "in colour")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    message = refusal(*arguments)
+    assert message.startswith(said)
+    assert not message.endswith("-")
 
 
 def test_what_is_required_and_missing_is_named() -> None:
@@ -132,8 +142,8 @@ def test_what_is_required_and_missing_is_named() -> None:
 def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     path = "/a/long/path" * 20
-    assert refusal("--steps", path) == f"Error parsing --steps: invalid literal for int() with base 10: '{path[:199]}"[:-1] + path[198:] + "'"
-    assert path in refusal(path)
+    assert refusal(path) == f"Unrecognized options: {path}"
+    assert path in refusal("--loss", path)
     assert cli.os.environ["COLUMNS"] == columns
 
 
@@ -216,7 +226,7 @@ def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: 
         ("steps: [1", "is not YAML"),
         ("steps: !!python/object/apply:os.getpid []", "is not YAML"),
         ("\x00", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 2000, "is not YAML"),
         ("- steps", "must hold `name: value` lines"),
         ("[]", "must hold `name: value` lines"),
         ("false", "must hold `name: value` lines"),
@@ -299,7 +309,7 @@ def raising(error: BaseException) -> Callable[[Config], None]:
 
 
 def test_a_run_that_ends_well_exits_with_0(outcome: Callable[..., tuple[Any, str, str]]) -> None:
-    assert outcome(lambda config: print(config.steps), "--steps", "8") == (0, "8\n", "")
+    assert outcome(lambda config: sys.stdout.write(f"{config.steps} steps"), "--steps", "8") == (0, "8 steps", "")
 
 
 @pytest.mark.parametrize(
@@ -381,16 +391,17 @@ def test_a_launcher_that_asks_for_one_thread_is_not_listened_to(cores: Callable[
 
 
 @pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])
-def test_messages_of_the_library_are_shown(monkeypatch: pytest.MonkeyPatch, verbose: bool, level: int) -> None:
+def test_messages_of_the_library_are_shown(verbose: bool, level: int) -> None:
     from transformers.utils import logging as chatter
 
-    library, before = logging.getLogger("lens_rnn"), chatter.get_verbosity()
-    monkeypatch.setattr(library, "level", logging.NOTSET)
+    library = logging.getLogger("lens_rnn")
+    before = library.level, chatter.get_verbosity()
+    chatter.set_verbosity_warning()
     try:
         cli.log_to_terminal(verbose)
         assert library.level == level
-        assert (chatter.get_verbosity() == logging.ERROR) is not verbose
+        assert chatter.get_verbosity() == (logging.WARNING if verbose else logging.ERROR)
     finally:
-        library.setLevel(logging.NOTSET)
-        chatter.set_verbosity(before)
+        library.setLevel(before[0])
+        chatter.set_verbosity(before[1])
         chatter.enable_progress_bar()

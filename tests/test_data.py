@@ -10,13 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-import zstandard
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
 from lens_rnn.data import (
     DataConfig,
     Document,
@@ -36,6 +29,13 @@ from lens_rnn.data import (
 )
 from lens_rnn.errors import ConfigError, DataError
 from tests import hub_server
+
+import numpy as np
+import pytest
+import torch
+import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 TEXTS = [f"Document {i}: {'grüße, ' * (i % 7)}{'x' * (i % 13)}\n" for i in range(300)]
 HELD_OUT = [text for text in TEXTS if is_held_out(text)]

@@ -6,6 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from lens_rnn import artifacts
+from lens_rnn.errors import ArtifactError
+from lens_rnn.lens import LogitLens, TunedLens, Unembedding
+from lens_rnn.models import ModelAdapter, wrap_model
+from tests.conftest import D_MODEL, VOCAB_SIZE, make_model
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +19,6 @@ from torch import Tensor, nn
 from tuned_lens.nn import lenses as stock
 from tuned_lens.nn.unembed import Unembed
 from tuned_lens.plotting import PredictionTrajectory
-
-from lens_rnn import artifacts
-from lens_rnn.errors import ArtifactError
-from lens_rnn.lens import LogitLens, TunedLens, Unembedding
-from lens_rnn.models import ModelAdapter, wrap_model
-from tests.conftest import D_MODEL, VOCAB_SIZE, make_model
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from lens_rnn import artifacts, cli
 from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.evaluation.metrics import doubts, evaluate
@@ -21,6 +19,8 @@ from lens_rnn.fitting.fit import check_batches
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.run import ModelConfig, claim_output, load_configured_model, start_processes
+
+from tqdm import tqdm
 
 # Settings that say where and how to run, not what to compute: a resumed run may change them.
 _FREE = ("output", "resume", "overwrite", "tracker", "verbose", "dry_run", "checkpoint_every", "data", "model", "device", "eval_tokens")

@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
-
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, StdlibSource, TokenBlocks, load_blocks
 from lens_rnn.models import load_model
 from lens_rnn.models.mamba import use_fused_scan
 from lens_rnn.models.rwkv4 import use_fused_wkv
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
 
 END_OF_TEXT = "<|endoftext|>"
 RECIPES = {"mamba": {"steps": 4000, "learning_rate": 6e-3}, "rwkv4": {"steps": 3200, "learning_rate": 3e-3}}
@@ -43,9 +43,9 @@ class Config:
     """Tokens in a sequence."""
     batch_size: int = 8
     """Sequences in a step."""
-    steps: int | None = None
+    steps: int = 0
     """Optimizer steps. Default: the family's own."""
-    learning_rate: float | None = None
+    learning_rate: float = 0.0
     """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to a hundredth. Default: the family's own."""
     warmup: int = 100
     """Steps of warm-up."""
@@ -56,7 +56,8 @@ class Config:
 
     def with_recipe(self) -> Self:
         """The same configuration with the family's settings where none were given."""
-        return replace(self, **{name: value for name, value in RECIPES[self.family].items() if getattr(self, name) is None})
+        own = RECIPES[self.family]
+        return replace(self, steps=self.steps or int(own["steps"]), learning_rate=self.learning_rate or own["learning_rate"])
 
 
 def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -4,18 +4,22 @@ Documents are joined by the end-of-text token and cut into blocks of `seq_len` t
 in the cache folder, under a name made of everything that decides its content, and are reused.
 """
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import log
 from pathlib import Path
 from typing import Any
+
+from lens_rnn.data.sources import HELD_OUT_ONE_IN, DataConfig, Document, Role, Source, open_source
+from lens_rnn.errors import DataError
 
 import numpy as np
 import torch
@@ -23,11 +27,8 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lens_rnn.data.sources import HELD_OUT_ONE_IN, DataConfig, Document, Role, Source, open_source
-from lens_rnn.errors import DataError
-
 DEFAULT_FIT_TOKENS = 262_144
-DEFAULT_EVAL_TOKENS = 65_536
+DEFAULT_EVAL_TOKENS = 32_768
 
 _GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
 
@@ -114,22 +115,29 @@ def load_blocks(
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder) + ".lock"):
         if not folder.exists():
-            for left in cache_folder().glob(f"{key}.partial*"):  # a killed process left it; nobody else writes under this lock
-                shutil.rmtree(left)
-            partial = Path(f"{folder}.partial")
-            try:
-                partial.mkdir()
-                _pack(source, role, tokenizer, wanted, config.seq_len, partial, identity)
-                partial.rename(folder)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)
-                raise
+            _build(folder, lambda partial: _pack(source, role, tokenizer, wanted, config.seq_len, partial, identity))
     blocks = _open_blocks(folder, source.name)
     if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
         kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
         flag = "--tokens" if role == "fit" else "--eval-tokens"
         raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; lower {flag}")
     return blocks
+
+
+def _build(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make a cache entry whole or not at all. The caller holds its lock."""
+    partial = Path(f"{folder}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # a killed process left it
+    try:
+        partial.mkdir()
+        fill(partial)
+        partial.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            message = f"cannot write the token cache in {folder.parent}: {error.strerror}; set LENS_RNN_CACHE to another folder"
+            raise DataError(message) from error
+        raise
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import zstandard
-
 from lens_rnn.errors import ConfigError, DataError
+
+import zstandard
 
 STDLIB = "python-stdlib"
 HELD_OUT_ONE_IN = 50
@@ -39,7 +39,7 @@ class DataConfig:
     tokens: int | None = None
     """Tokens to fit on, each seen once. Default: 262,144, or all there are if that is less."""
     eval_tokens: int | None = None
-    """Held-out tokens to evaluate on. Default: 65,536, or all there are if that is less."""
+    """Held-out tokens to evaluate on. Default: 32,768, or all there are if that is less."""
     seq_len: int = 256
     """Tokens in a block: how far back a prediction can look."""
 

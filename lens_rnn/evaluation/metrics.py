@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, NamedTuple
 
+from lens_rnn.data import TokenBlocks
+from lens_rnn.models import Forward, ModelAdapter
+from lens_rnn.processes import Processes
+
 import numpy as np
 import torch
 from torch import Tensor
 from tuned_lens.nn.lenses import Lens
-
-from lens_rnn.data import TokenBlocks
-from lens_rnn.models import Forward, ModelAdapter
-from lens_rnn.processes import Processes
 
 _CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # of one float32 (tokens, vocab) buffer
 

@@ -13,6 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from lens_rnn.errors import DataError
+from lens_rnn.evaluation.results import Curves
+
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
@@ -20,9 +23,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
-
-from lens_rnn.errors import DataError
-from lens_rnn.evaluation.results import Curves
 
 Lens = Literal["tuned", "logit", "both"]
 

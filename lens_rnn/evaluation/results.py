@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lens_rnn.errors import DataError
+
+import numpy as np
 
 FILE_NAME = "aggregate_metrics.json"
 UNITS = "bits per byte"

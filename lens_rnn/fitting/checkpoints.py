@@ -5,10 +5,10 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lens_rnn.artifacts import write_atomically
 from lens_rnn.errors import FitError
+
+import torch
 
 KEPT = 2
 

@@ -11,10 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting.checkpoints import Checkpoints
@@ -24,6 +20,10 @@ from lens_rnn.fitting.optimizers import LEARNING_RATES, LensOptimizer, Optimizer
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import DTYPES, ModelAdapter
 from lens_rnn.processes import Processes
+
+import numpy as np
+import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 

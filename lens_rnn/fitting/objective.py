@@ -16,11 +16,11 @@ A chunk of tokens is all that is ever held at vocabulary size. The naive twin st
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
 from lens_rnn.lens import Unembedding
 from lens_rnn.models import Forward
+
+import torch
+from torch import Tensor
 
 Loss = Literal["kl", "ce"]
 LOSSES: tuple[Loss, ...] = ("kl", "ce")

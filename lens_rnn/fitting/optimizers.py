@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Literal
 
+from lens_rnn.lens import TunedLens
+
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-
-from lens_rnn.lens import TunedLens
 
 OptimizerName = Literal["adamw", "adam", "sgd", "muon"]
 

@@ -6,9 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from math import log
 from typing import Any
 
-import numpy as np
-import torch
-
 from lens_rnn import artifacts
 from lens_rnn.data import TokenBlocks
 from lens_rnn.evaluation.metrics import Evaluation
@@ -17,6 +14,9 @@ from lens_rnn.fitting.fit import FitConfig, FitResult
 from lens_rnn.fitting.objective import default_chunk_tokens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
+
+import numpy as np
+import torch
 
 _PACKAGES = ("lens-rnn", "torch", "transformers", "tuned-lens", "accelerate", "numba")
 _OPTIMIZER_STATES = {"adamw": 2, "adam": 3, "sgd": 1, "muon": 1}

@@ -4,11 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+from lens_rnn.errors import ModelError
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from lens_rnn.errors import ModelError
 
 _PROBE_SHAPE = (2, 9)  # sequences × tokens of the input that an adapter checks itself on
 

@@ -1,8 +1,8 @@
 """GPT-NeoX (Pythia): the transformer that the paper compares the recurrent families with."""
 
-from torch import nn
-
 from lens_rnn.models.adapter import ModelAdapter, register
+
+from torch import nn
 
 
 @register("gpt_neox")

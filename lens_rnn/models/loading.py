@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lens_rnn.errors import ModelError
+from lens_rnn.models.adapter import ModelAdapter, adapter_class
+
 import torch
 from transformers import (
     AutoConfig,
@@ -15,9 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
-from lens_rnn.errors import ModelError
-from lens_rnn.models.adapter import ModelAdapter, adapter_class
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

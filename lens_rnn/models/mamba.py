@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Any
 
+from lens_rnn.models.adapter import ModelAdapter, register
+from lens_rnn.models.recurrences import selective_scan
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from lens_rnn.models.adapter import ModelAdapter, register
-from lens_rnn.models.recurrences import selective_scan
 
 
 @register("mamba")

@@ -3,12 +3,12 @@
 from functools import partial
 from typing import Any
 
+from lens_rnn.models.adapter import ModelAdapter, register
+from lens_rnn.models.recurrences import wkv4
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-
-from lens_rnn.models.adapter import ModelAdapter, register
-from lens_rnn.models.recurrences import wkv4
 
 
 @register("rwkv")

@@ -3,12 +3,6 @@
 from dataclasses import replace
 from math import log
 
-import numpy as np
-import pytest
-import torch
-from torch import Tensor
-from tuned_lens.nn import lenses as stock
-
 from lens_rnn.data import TokenBlocks
 from lens_rnn.evaluation import metrics
 from lens_rnn.evaluation.metrics import Evaluation, Figures, aggregate_metrics, doubts, evaluate
@@ -18,6 +12,12 @@ from lens_rnn.processes import Processes
 from tests.conftest import VOCAB_SIZE, make_model
 from tests.fitting.test_fit import make_blocks
 from tests.reference import metrics as naive
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from tuned_lens.nn import lenses as stock
 
 BLOCKS = make_blocks(blocks=11, seq_len=16, seed=2)
 IDS = BLOCKS.batch(slice(None))

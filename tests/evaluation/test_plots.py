@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lens_rnn.errors import DataError
+from lens_rnn.evaluation import plots
+from lens_rnn.evaluation.results import FILE_NAME, PUBLISHED_UNIFORM, Curves, read_curves
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-from lens_rnn.errors import DataError
-from lens_rnn.evaluation import plots
-from lens_rnn.evaluation.results import FILE_NAME, PUBLISHED_UNIFORM, Curves, read_curves
 
 SCRIPT = Path(__file__).parents[2] / "eval" / "plot_curves.py"
 

@@ -1,12 +1,12 @@
 """The streamed ridge regression against least squares on all rows at once, and against scikit-learn."""
 
+from lens_rnn.fitting.closed_form import RIDGES, Moments, _ridge
+from tests.reference import objective as naive
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
-
-from lens_rnn.fitting.closed_form import RIDGES, Moments, _ridge
-from tests.reference import objective as naive
 
 D = 6
 

@@ -2,10 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.evaluation.metrics import evaluate
@@ -13,6 +9,10 @@ from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
 from lens_rnn.fitting.optimizers import LEARNING_RATES
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
+
+import numpy as np
+import pytest
+import torch
 
 
 def make_blocks(blocks: int = 60, seq_len: int = 16, vocab_size: int = 96, seed: int = 0) -> TokenBlocks:

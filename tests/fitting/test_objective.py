@@ -1,12 +1,12 @@
 """The fused objective against autograd."""
 
-import pytest
-import torch
-
 from lens_rnn.fitting.objective import FusedObjective, default_chunk_tokens
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter
 from tests.reference import objective as naive
+
+import pytest
+import torch
 
 
 def _batch(adapter: ModelAdapter, precision: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Unembedding]:

@@ -6,18 +6,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
-
 from lens_rnn.errors import ModelError
 from lens_rnn.models import ModelAdapter, adapter, known_architectures, load_model, register, wrap_model
 from lens_rnn.models.attention import GPTNeoXAdapter
 from lens_rnn.models.mamba import MambaAdapter
 from lens_rnn.models.rwkv4 import RWKV4Adapter
 from tests.conftest import make_model, save_model
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 BLOCKS = {"mamba": 3, "rwkv4": 8, "neox": 3}
 

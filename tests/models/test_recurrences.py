@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from lens_rnn.models import ModelAdapter
+from lens_rnn.models.recurrences import selective_scan, wkv4
+from tests.reference import recurrences as naive
+
 import numba
 import pytest
 import torch
 from torch import Tensor, nn
-
-from lens_rnn.models import ModelAdapter
-from lens_rnn.models.recurrences import selective_scan, wkv4
-from tests.reference import recurrences as naive
 
 SCAN_NAMES = ("u", "dt", "A", "B", "C", "state")
 WKV_NAMES = ("w", "u", "k", "v")

@@ -1,9 +1,9 @@
 """Naive twins of the fit: the losses by autograd over the whole vocabulary, and ridge regression by least squares on stacked rows."""
 
+from lens_rnn.lens import Unembedding
+
 import torch
 from torch import Tensor
-
-from lens_rnn.lens import Unembedding
 
 
 def kl(z: Tensor, final: Tensor, unembedding: Unembedding) -> Tensor:

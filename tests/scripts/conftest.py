@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
+from tests.conftest import make_model, save_model
+
 import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
-
-from tests.conftest import make_model, save_model
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
-import pytest
-import torch
-from tuned_lens.nn.lenses import TunedLensConfig
-
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
 from tests.scripts.launch import run_in_process, run_script, start_script
+
+import pytest
+import torch
+from tuned_lens.nn.lenses import TunedLensConfig
 
 SMALL = ("--tokens", 20_480, "--eval-tokens", 2_048, "--seq-len", 64, "--batch-size", 8, "--start-tokens", 8_192, "--device", "cpu")
 

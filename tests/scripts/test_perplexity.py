@@ -4,14 +4,14 @@ import csv
 import json
 from pathlib import Path
 
-import pytest
-from matplotlib import image
-
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
 from tests.fitting.test_fit import make_blocks
 from tests.scripts.launch import run_in_process, run_script
+
+import pytest
+from matplotlib import image
 
 SMALL = ("--tokens", 4_096, "--seq-len", 64, "--device", "cpu")
 

@@ -1,0 +1,276 @@
+"""The house rules of lens_rnn, read from its source: who may import whom, and what no module does.
+
+    errors → models → artifacts → lens → evaluation → fitting, steering, elk, views → viewer → the scripts
+
+`data`, `processes`, and the drawing of result files are leaves. A new module is listed in ROOMS.
+"""
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lens_rnn"
+
+# What each room may import, besides itself. A room is a module, or a package with all in it that is not listed by itself.
+_LENS = {"errors", "models", "artifacts", "lens"}
+_TOOLS = {"errors", "data", "processes"}
+_WORK = _LENS | _TOOLS | {"evaluation", "evaluation.results", "evaluation.plots"}
+ROOMS: dict[str, set[str]] = {
+    "": set(),  # lens_rnn/__init__.py
+    "errors": set(),
+    "data": {"errors"},
+    "processes": {"errors"},
+    "models": {"errors"},
+    "artifacts": {"errors"},
+    "cli": {"errors", "artifacts"},
+    "lens": {"errors", "models", "artifacts"},
+    "evaluation.results": {"errors"},
+    "evaluation.plots": {"errors", "evaluation.results"},
+    "evaluation": _LENS | _TOOLS,
+    "fitting": _WORK,
+    "steering": _WORK,
+    "elk": _WORK,
+    "views": _WORK,
+    "viewer": _WORK | {"fitting", "steering", "elk", "views"},
+    "run": {"errors", "cli", "models", "processes"},
+}
+SIBLINGS = ("fitting", "steering", "elk", "views")
+SCRIPTS = ("train", "eval", "tests", "benchmarks")
+
+MOST_LINES = 350
+
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+# --- rules: each gives the breaches in one module ----------------------------------------------------------------------------
+
+
+def dotted(file: str) -> str:
+    """Of models/adapter.py: "models.adapter"; of a package's __init__.py, the package."""
+    return file.removesuffix(".py").replace("/", ".").removesuffix("__init__").removesuffix(".")
+
+
+def room_of(module: str) -> str:
+    """The room of a module of lens_rnn, given without that prefix. Raises LookupError if it is in none."""
+    parts = module.split(".") if module else []
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in ROOMS:
+            return ".".join(parts[:end])
+    if not module:
+        return ""
+    raise LookupError(f"lens_rnn.{module} is in no room: list it in ROOMS of tests/test_architecture.py, with what it may import")
+
+
+def imports(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
+    """(line, full name) of all that a module imports, inside functions too. Of `from a import b`, b is joined on if it is a module."""
+    package = ["lens_rnn", *Path(file).parent.parts]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}" if is_module(f"{base}.{alias.name}") else base
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def import_breaches(tree: ast.Module, file: str) -> Iterator[str]:
+    """Imports that go against the direction."""
+    room = room_of(dotted(file))
+    for line, name in imports(tree, file):
+        top, _, inner = name.partition(".")
+        if top in SCRIPTS:
+            yield f"{file}:{line} imports {name}: the library knows no script"
+        elif top == "lens_rnn" and room_of(inner) not in ROOMS[room] | {room, ""}:
+            yield f"{file}:{line} imports {name}: {room or 'lens_rnn'} may import {', '.join(sorted(ROOMS[room])) or 'nothing'}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield f"{file}:{node.lineno} imports by name, which this test cannot follow"
+
+
+def docstring_breaches(tree: ast.Module, file: str) -> Iterator[str]:
+    if not (ast.get_docstring(tree) or "").strip():
+        yield f"{file} does not say what it is for"
+
+
+def printing_breaches(tree: ast.Module, file: str) -> Iterator[str]:
+    """Library code speaks through logging; cli.py alone speaks to people."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and file != "cli.py" and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write"):
+            yield f"{file}:{node.lineno} prints; use logging"
+
+
+def loading_breaches(tree: ast.Module, file: str) -> Iterator[str]:
+    """Files can hold code; what reads them must not run it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle") and {"load", "loads"} & {a.name for a in node.names}:
+            yield f"{file}:{node.lineno} imports {node.module}'s load by itself, where this test cannot see how it is called"
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name == "torch.load" and arguments.get("weights_only") != "True":
+            yield f"{file}:{node.lineno} calls torch.load without weights_only=True"
+        if name in ("pickle.load", "pickle.loads", "joblib.load", "yaml.load", "yaml.unsafe_load", "eval", "exec"):
+            yield f"{file}:{node.lineno} calls {name}, which runs what it reads"
+        if name in ("np.load", "numpy.load") and "allow_pickle" in arguments:
+            yield f"{file}:{node.lineno} calls {name} with allow_pickle"
+
+
+def length_breaches(source: str, file: str) -> Iterator[str]:
+    if (lines := source.count("\n")) > MOST_LINES:
+        yield f"{file} has {lines} lines, {MOST_LINES} are enough; split it"
+
+
+RULES = [import_breaches, docstring_breaches, printing_breaches, loading_breaches]
+
+
+# --- the package keeps them --------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_package_to_look_at() -> None:
+    assert {"artifacts.py", "models/__init__.py", "models/adapter.py", "fitting/fit.py"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("file", MODULES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_module_keeps_the_rules(file: str, rule: Callable[[ast.Module, str], Iterator[str]]) -> None:
+    assert list(rule(ast.parse((PACKAGE / file).read_text(encoding="utf-8")), file)) == []
+
+
+@pytest.mark.parametrize("file", MODULES)
+def test_a_module_is_not_too_long(file: str) -> None:
+    assert list(length_breaches((PACKAGE / file).read_text(encoding="utf-8"), file)) == []
+
+
+@pytest.mark.parametrize("folder", ["train", "eval"])
+def test_scripts_load_with_care_too(folder: str) -> None:
+    scripts = sorted((ROOT / folder).glob("*.py"))
+    assert scripts
+    assert not (ROOT / folder / "__init__.py").exists(), "scripts are no package"
+    for script in scripts:
+        assert list(loading_breaches(ast.parse(script.read_text(encoding="utf-8")), script.name)) == []
+
+
+def test_the_rooms_have_a_direction() -> None:
+    """No circle of imports is possible, and the four kinds of work do not know one another."""
+    left = {room: set(known) for room, known in ROOMS.items()}
+    while ready := [room for room, known in left.items() if not known & left.keys()]:
+        for room in ready:
+            del left[room]
+    assert left == {}
+    for room in SIBLINGS:
+        assert not ROOMS[room] & set(SIBLINGS)
+    assert all(known <= ROOMS.keys() for known in ROOMS.values())
+    assert not any(known & {"run", "cli"} for room, known in ROOMS.items() if room != "run")
+
+
+# --- the rules see what they are for -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("errors.py", "from lens_rnn import models"),
+        ("errors.py", "import lens_rnn.models"),
+        ("models/mamba.py", "from lens_rnn.artifacts import save"),
+        ("models/mamba.py", "def f():\n    from lens_rnn.lens import TunedLens"),
+        ("models/mamba.py", "if TYPE_CHECKING:\n    from lens_rnn.lens import TunedLens"),
+        ("models/mamba.py", "from ..lens import TunedLens"),
+        ("models/mamba.py", "from .. import lens"),
+        ("artifacts.py", "from lens_rnn.models import ModelAdapter"),
+        ("artifacts.py", "from . import models"),
+        ("lens.py", "from lens_rnn.evaluation.metrics import evaluate"),
+        ("lens.py", "from lens_rnn.data import TokenBlocks"),
+        ("data.py", "from lens_rnn.models import ModelAdapter"),
+        ("processes.py", "from lens_rnn import data"),
+        ("cli.py", "from lens_rnn.models import ModelAdapter"),
+        ("evaluation/plots.py", "from lens_rnn.models import ModelAdapter"),
+        ("evaluation/plots.py", "from lens_rnn.evaluation import metrics"),
+        ("evaluation/results.py", "from lens_rnn.evaluation.plots import draw"),
+        ("evaluation/metrics.py", "from lens_rnn.fitting import fit"),
+        ("evaluation/metrics.py", "from lens_rnn import cli"),
+        ("fitting/fit.py", "from lens_rnn.steering import apply"),
+        ("steering/vectors.py", "import lens_rnn.fitting.closed_form"),
+        ("elk/probes.py", "from lens_rnn.views import attention"),
+        ("views/attention.py", "from ..elk import probes"),
+        ("fitting/fit.py", "import lens_rnn.viewer"),
+        ("fitting/fit.py", "from lens_rnn.run import claim_output"),
+        ("viewer.py", "from lens_rnn.run import claim_output"),
+        ("run.py", "from lens_rnn.lens import TunedLens"),
+        ("__init__.py", "from lens_rnn.errors import LensRNNError"),
+        ("fitting/fit.py", "import train.fit_lens"),
+        ("fitting/fit.py", "from eval import perplexity"),
+        ("fitting/fit.py", "def f():\n    from tests.reference import objective"),
+        ("lens.py", "importlib.import_module('lens_rnn.viewer')"),
+        ("lens.py", "__import__('lens_rnn.viewer')"),
+    ],
+)
+def test_an_import_against_the_direction_is_seen(file: str, source: str) -> None:
+    breaches = list(import_breaches(ast.parse(source), file))
+    assert len(breaches) == 1
+    assert breaches[0].startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("lens.py", "from lens_rnn import artifacts"),
+        ("lens.py", "from lens_rnn.models.adapter import ModelAdapter"),
+        ("models/mamba.py", "from lens_rnn.models.adapter import ModelAdapter"),
+        ("models/mamba.py", "from .adapter import ModelAdapter"),
+        ("models/mamba.py", "from . import adapter"),
+        ("evaluation/plots.py", "from lens_rnn.evaluation.results import Curves"),
+        ("evaluation/metrics.py", "import numpy, evaluate, training"),
+        ("steering/vectors.py", "from lens_rnn.evaluation.metrics import evaluate"),
+        ("viewer.py", "from lens_rnn.steering import vectors"),
+    ],
+)
+def test_an_import_along_the_direction_is_allowed(file: str, source: str) -> None:
+    assert list(import_breaches(ast.parse(source), file)) == []
+
+
+def test_a_module_in_no_room_is_told_where_to_be_listed() -> None:
+    with pytest.raises(LookupError, match=r"^lens_rnn\.cellar\.wine is in no room: list it in ROOMS of tests/test_architecture\.py"):
+        list(import_breaches(ast.parse(""), "cellar/wine.py"))
+    with pytest.raises(LookupError, match=r"lens_rnn\.attic is in no room"):
+        list(import_breaches(ast.parse("import lens_rnn.attic"), "viewer.py"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "source"),
+    [
+        (docstring_breaches, "lens.py", "import torch"),
+        (docstring_breaches, "lens.py", "''' '''"),
+        (printing_breaches, "lens.py", "def f():\n    print('x')"),
+        (printing_breaches, "lens.py", "sys.stderr.write('x')"),
+        (loading_breaches, "lens.py", "torch.load(path)"),
+        (loading_breaches, "lens.py", "torch.load(path, weights_only=False)"),
+        (loading_breaches, "lens.py", "torch.load(path, weights_only=safe)"),
+        (loading_breaches, "lens.py", "from torch import load"),
+        (loading_breaches, "lens.py", "pickle.loads(data)"),
+        (loading_breaches, "lens.py", "yaml.load(text, Loader)"),
+        (loading_breaches, "lens.py", "np.load(path, allow_pickle=True)"),
+    ],
+)
+def test_a_breach_is_seen(rule: Callable[[ast.Module, str], Iterator[str]], file: str, source: str) -> None:
+    assert len(list(rule(ast.parse(source), file))) == 1
+
+
+def test_what_is_allowed_is_no_breach() -> None:
+    tree = ast.parse("'''A purpose.'''\ntorch.load(path, map_location='cpu', weights_only=True)\nlog.info('x')\nyaml.safe_load(text)")
+    assert [breach for rule in RULES for breach in rule(tree, "lens.py")] == []
+    assert list(printing_breaches(ast.parse("print('x')"), "cli.py")) == []
+
+
+def test_a_long_file_is_seen() -> None:
+    assert list(length_breaches("x\n" * MOST_LINES, "lens.py")) == []
+    assert list(length_breaches("x\n" * (MOST_LINES + 1), "lens.py")) == [f"lens.py has {MOST_LINES + 1} lines, 350 are enough; split it"]
