@@ -6,21 +6,19 @@
 Writes aggregate_metrics.json (tuned-lens's schema, bits per byte), per_layer.csv, perplexity.png and perplexity.html.
 """
 
-import csv
-import io
-from dataclasses import dataclass
-from math import exp
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_rnn import artifacts, cli
-from lens_rnn.data import STDLIB, DataConfig, TokenBlocks, load_blocks, open_source, unigram_cross_entropy
+from lens_rnn.data import STDLIB, DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.errors import ConfigError
-from lens_rnn.evaluation.metrics import Evaluation, aggregate_metrics, evaluate
+from lens_rnn.evaluation.export import layer_table, result
+from lens_rnn.evaluation.metrics import Evaluation, evaluate
 from lens_rnn.evaluation.plots import plot_layers_html, plot_layers_png
 from lens_rnn.evaluation.results import read_curves
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter
-from lens_rnn.run import ModelConfig, claim_output, load_configured_model, start_processes
+from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
 from tqdm import tqdm
 from tuned_lens.nn.lenses import Lens
@@ -54,6 +52,8 @@ class Config(ModelConfig):
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
             raise ConfigError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
+        if self.tokens is not None and self.tokens < self.seq_len:
+            raise ConfigError(f"tokens is {self.tokens}, less than one block of seq_len {self.seq_len}; raise it")
         self.data_config()
 
     def data_config(self) -> DataConfig:
@@ -71,46 +71,18 @@ def find_lens(config: Config) -> str | None:
     return config.lens or (str(beside) if beside.is_dir() else None)
 
 
-def result(config: Config, lens: str | None, adapter: ModelAdapter, evaluation: Evaluation, blocks: TokenBlocks) -> dict:
-    """aggregate_metrics.json: tuned-lens's schema, and what a plot needs beside it."""
-    factor = blocks.bits_per_byte
-    ours = {
-        "model": adapter.name,
-        "lens": lens,
-        "family": adapter.model_type,
-        "n_layers": adapter.n_layers,
-        "depth": {f"layer_{i}": adapter.depth(i) for i in range(adapter.n_layers)},
-        "units": "bits per byte",
-        "bits_per_byte_per_nat": factor,
-        "uniform_ce": evaluation.uniform_ce * factor,
-        "unigram_ce": None if evaluation.unigram_ce is None else evaluation.unigram_ce * factor,
-        "data": config.data,
-        "tokens": int(blocks.tokens.size),
-        "tokens_sha256": blocks.sha256,
-    }
-    return aggregate_metrics(evaluation, factor) | {"lens_rnn": ours}
-
-
-def layer_table(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float) -> str:
-    """per_layer.csv: every figure in both units."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    columns = ["ce_nats_per_token", "ce_bits_per_byte", "perplexity_per_token", "kl_nats_per_token", "entropy_nats_per_token"]
-    rows.writerow(["lens", "layer", "depth", *columns])
-    for name, layers in evaluation.lenses.items():
-        for i, f in sorted(layers.items()):
-            rows.writerow([name, i, adapter.depth(i), f.ce, f.ce * bits_per_byte, exp(min(f.ce, 700)), f.kl, f.entropy])
-    model = evaluation.model
-    rows.writerow(["model", "", 1.0, model.ce, model.ce * bits_per_byte, exp(model.ce), 0.0, model.entropy])
-    return text.getvalue()
+def fitting_data(data: DataConfig, lens: str | None) -> DataConfig:
+    """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the default."""
+    fitted_on = artifacts.load(lens).fit.get("data", {}).get("fit", {}) if lens else {}
+    if fitted_on.get("source") != data.data:
+        return data
+    return replace(data, tokens=fitted_on["tokens"], seq_len=fitted_on["seq_len"], eval_tokens=None)
 
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config)
-    if processes.is_main:
-        claim_output(config.folder, config.overwrite)
-    processes.wait()
+    check_output(config.folder, config.overwrite)
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
@@ -121,8 +93,10 @@ def main(config: Config) -> None:
         lenses["tuned"] = TunedLens.load(adapter, lens, unembedding)
     data = config.data_config()
     source = open_source(data)
+    check_length(adapter, config.seq_len)
     blocks = load_blocks(data, "eval", adapter.tokenizer, source)
-    unigram = unigram_cross_entropy(load_blocks(data, "fit", adapter.tokenizer, source), blocks, adapter.vocab_size)
+    counted = load_blocks(fitting_data(data, lens), "fit", adapter.tokenizer, source)
+    unigram = unigram_cross_entropy(counted, blocks, adapter.vocab_size)
 
     # Work.
     with tqdm(total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
@@ -138,18 +112,25 @@ def main(config: Config) -> None:
 
     # Report.
     if processes.is_main:
-        write(config, lens, adapter, evaluation, blocks)
+        extras = {
+            "lens": lens,
+            "data": config.data,
+            "tokens": int(blocks.tokens.size),
+            "tokens_sha256": blocks.sha256,
+            "unigram_counted_on": {"tokens": int(counted.tokens.size), "sha256": counted.sha256},
+        }
+        write(config, extras, adapter, evaluation, blocks.bits_per_byte)
         print(f"saved to {config.folder}")
     processes.finish()
 
 
-def write(config: Config, lens: str | None, adapter: ModelAdapter, evaluation: Evaluation, blocks: TokenBlocks) -> None:
+def write(config: Config, extras: dict, adapter: ModelAdapter, evaluation: Evaluation, factor: float) -> None:
     """All files of the result."""
+    begin_output(config.folder, config, config.overwrite)
     metrics = config.folder / "aggregate_metrics.json"
-    artifacts.write_json(metrics, result(config, lens, adapter, evaluation, blocks))
-    table = layer_table(adapter, evaluation, blocks.bits_per_byte)
+    artifacts.write_json(metrics, result(adapter, evaluation, factor, extras))
+    table = layer_table(adapter, evaluation, factor)
     artifacts.write_atomically(config.folder / "per_layer.csv", lambda file: file.write(table.encode()))
-    cli.save_config(config, config.folder / "run.yaml")
     curves = read_curves(metrics)
     plot_layers_png(curves, config.folder / "perplexity.png")
     plot_layers_html(curves, config.folder / "perplexity.html")

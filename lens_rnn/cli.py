@@ -19,6 +19,8 @@ import tyro
 import yaml
 
 Config = TypeVar("Config")
+MARK = "# lens-rnn"
+"""How a saved configuration begins, by which an output folder is known to be ours."""
 
 _CONFIG_HELP = "--config FILE.yaml reads settings from a file; what else is said here wins over it."
 _FURNITURE = re.compile(
@@ -65,10 +67,11 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a configuration as YAML that `--config` reads."""
+    """Write a configuration as YAML that `--config` reads, without how the run was begun: that is not for the next one to repeat."""
     from lens_rnn.artifacts import write_atomically
 
-    text = yaml.safe_dump(plain(config), sort_keys=False)
+    settings = {name: value for name, value in plain(config).items() if name not in ("resume", "overwrite", "dry_run")}
+    text = f"{MARK}: settings of a run, which --config reads\n{yaml.safe_dump(settings, sort_keys=False)}"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

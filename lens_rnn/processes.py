@@ -1,13 +1,17 @@
 """Sharing work among the processes of a run. Nothing goes through accelerate's `prepare`: sums are reduced by hand."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from lens_rnn.errors import ConfigError
+
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor
 
 
@@ -42,6 +46,19 @@ class Processes:
         """Elementwise sum over processes, the same tensor on each."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator and self.world > 1 else tensor
 
+    def agree(self, value: str) -> bool:
+        """Whether every process gives the same value."""
+        if not self.accelerator or self.world == 1:
+            return True
+        digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), dtype=np.int64).copy()
+        mine = torch.from_numpy(digest)[None].to(self.accelerator.device)
+        return bool((self.accelerator.gather(mine) == mine).all())
+
+    def share(self, tensor: Tensor) -> None:
+        """Give every process the main one's values, in place."""
+        if self.accelerator and self.world > 1:
+            tensor.copy_(broadcast(tensor))
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.accelerator:
@@ -49,8 +66,12 @@ class Processes:
 
     def start_tracking(self, project: str, settings: dict[str, Any]) -> None:
         """Open the trackers that the accelerator was made with."""
-        if self.accelerator:
+        if not self.accelerator:
+            return
+        try:
             self.accelerator.init_trackers(project, config=settings)
+        except Exception as error:  # not logged in, offline, no such project: each tracker has its own types
+            raise ConfigError(f"the tracker does not start: {' '.join(str(error).split())[:200]}") from error
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Log values of one step, from the main process."""

@@ -1,6 +1,5 @@
 """What the scripts share once a model is named: load it as the command line says, and keep an output folder safe."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,17 +9,35 @@ from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
 
+import torch
 from accelerate import Accelerator
 
-DEMO_MODEL = str(Path(__file__).parent.parent / "checkpoints" / "tiny-mamba")
-_OURS = ("run.yaml", "fit.json", "aggregate_metrics.json")  # by one of these an output folder is known to be ours
+_WRITTEN = [
+    "run.yaml",
+    "config.json",
+    "params.pt",
+    "fit.json",
+    "README.md",
+    "aggregate_metrics.json",
+    "per_layer.csv",
+    "perplexity.png",
+    "perplexity.html",
+    "checkpoints/step-*.pt",
+    "checkpoints/.*.partial",
+    ".*.partial",
+]
+
+
+def _demo_model() -> str:
+    path = Path(__file__).parent.parent / "checkpoints" / "tiny-mamba"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which model, and how it is held in memory."""
 
-    model: str = DEMO_MODEL
+    model: str = _demo_model()
     """Hub name or folder of a transformers model: Mamba, RWKV-4 or GPT-NeoX. Default: the shipped tiny Mamba."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
@@ -42,38 +59,56 @@ def start_processes(config: ModelConfig, tracker: str | None = None) -> Processe
         raise ConfigError(f"device {config.device!r} is unknown; choose cpu or cuda")
     if config.threads is not None and config.threads < 1:
         raise ConfigError(f"threads is {config.threads}; it must be at least 1")
-    accelerator = Accelerator(cpu=config.device == "cpu", log_with=tracker)
-    processes = Processes(accelerator)
-    if config.device == "cuda" and accelerator.device.type != "cuda":
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device cuda was asked for, and torch sees no CUDA GPU here")
+    processes = Processes(Accelerator(cpu=config.device == "cpu" or not torch.cuda.is_available(), log_with=tracker))
     cli.set_threads(config.threads, processes.on_this_machine)
     return processes
 
 
-def load_configured_model(config: ModelConfig, processes: Processes) -> ModelAdapter:
-    """The model that the configuration names, on this process's device."""
+def load_configured_model(config: ModelConfig, processes: Processes, to_be_sharded: bool = False) -> ModelAdapter:
+    """The model that the configuration names: on this process's device or, if it is to be sharded, on the CPU at first."""
+    if to_be_sharded and processes.world == 1:
+        raise ConfigError("--shard spreads a model over several processes, and this run has one; launch more or leave it out")
+    device = processes.device or torch.device(config.device or "cpu")
     return load_model(
         config.model,
         config.revision,
-        config.dtype,
-        processes.device or config.device,
+        config.dtype or (None if device.type == "cpu" else "auto"),
+        "cpu" if to_be_sharded else device,
         tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
     )
 
 
-def claim_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
-    """Refuse a folder that holds something, unless it may be emptied or continued."""
+def check_length(adapter: ModelAdapter, seq_len: int) -> None:
+    """Refuse blocks that are longer than the model can read."""
+    longest = adapter.longest_sequence
+    if longest is not None and seq_len > longest:
+        raise ConfigError(f"seq_len is {seq_len}, and {adapter.name} reads at most {longest} tokens; lower --seq-len")
+
+
+def check_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
+    """Refuse a folder that holds something, unless it is an earlier output that may be replaced or continued. Changes nothing."""
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"the output {folder} is a file; name a folder")
-    if folder.exists() and any(folder.iterdir()):
-        if overwrite and not any((folder / name).exists() for name in _OURS):
-            raise ConfigError(f"--overwrite would delete {folder}, which holds no earlier result of this program; name another --output")
-        if overwrite:
-            shutil.rmtree(folder)
-        elif not resume:
-            raise ConfigError(
-                f"the output folder {folder} is not empty; give --resume to continue it, --overwrite to replace it, or another --output"
-            )
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    mark = folder / "run.yaml"
+    if not mark.is_file() or not mark.read_bytes().startswith(cli.MARK.encode()):
+        raise ConfigError(f"the output folder {folder} holds files that are not this program's; name another --output")
+    if not (overwrite or resume):
+        raise ConfigError(
+            f"the output folder {folder} is not empty; --resume continues a fit, --overwrite replaces it, or name another --output"
+        )
+
+
+def begin_output(folder: Path, config: object, overwrite: bool) -> None:
+    """Take the folder: with `overwrite` delete what an earlier run wrote, and nothing else; then leave run.yaml, which `--config` reads."""
+    if overwrite:
+        for pattern in _WRITTEN:
+            for path in folder.glob(pattern):
+                path.unlink()
+    cli.save_config(config, folder / "run.yaml")

@@ -5,7 +5,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,13 +33,15 @@ class Config:
     output: Path | None = None
     """Where to write."""
     micro_batch_size: int | None = None
-    """Sequences at a time."""
+    """Sequences at a time: lower it where memory runs out; what is computed stays the same."""
     overwrite: bool = False
     """Replace what is there."""
     labels: tuple[str, ...] = ()
     """Names."""
     limits: tuple[float, float] = (0.0, 1.0)
     """From, to."""
+    level: Literal[1, 2] = 1
+    """How much."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -131,6 +133,7 @@ def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(
     monkeypatch.setattr(sys, "stdout", stdout)
     message = refusal(*arguments)
     assert message.startswith(said)
+    assert "helptext" not in message
     assert not message.endswith("-")
 
 
@@ -147,7 +150,8 @@ def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest
     assert cli.os.environ["COLUMNS"] == columns
 
 
-def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     for flag in ("--help", "-h"):
         with pytest.raises(SystemExit) as stopped:
             cli.parse(Config, [flag])
@@ -155,6 +159,10 @@ def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixt
         shown = capsys.readouterr().out
         for words in ("Do the thing.", "--config FILE.yaml", "--micro-batch-size", "How many steps.", "(default: 3)", "{kl,ce}"):
             assert words in shown
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        cli.parse(Config, ["--help"])
+    assert capsys.readouterr().out.count("\n") > shown.count("\n"), "help is fitted to the terminal"
 
 
 # --- files -------------------------------------------------------------------------------------------------------------------
@@ -209,6 +217,8 @@ def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: 
         ("rate: false", "rate is False; it must be a number or null"),
         ("loss: mse", "loss is 'mse'; it must be one of kl, ce"),
         ("loss: 1", "loss is 1; it must be one of kl, ce"),
+        ("level: 3", "level is 3; it must be one of 1, 2"),
+        ("level: true", "level is True; it must be one of 1, 2"),
         ("name: 123", "name is 123; it must be text, in quotes"),
         ("name: 2024-01-01", "it must be text, in quotes"),
         ("name: no", "name is False; it must be text, in quotes"),
@@ -253,7 +263,9 @@ def test_a_file_may_leave_out_what_the_command_line_says(yaml: Callable[[str], s
     assert refusal("--config", yaml("results: [c]"), config_type=Demanding).startswith("Missing: --output PATH")
 
 
-@pytest.mark.parametrize("words", [["--config"], ["--config="], ["--config", ""], ["--steps", "4", "--config"]])
+@pytest.mark.parametrize(
+    "words", [["--config"], ["--config="], ["--config=", "--steps", "4"], ["--config", ""], ["--steps", "4", "--config"]]
+)
 def test_config_without_a_name_is_refused(words: list[str]) -> None:
     assert refusal(*words) == "--config needs the name of a YAML file"
 
@@ -269,13 +281,20 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     "config",
     [
         Config(),
-        Config(rate=1e-5, loss="ce", output=Path("a folder/b"), micro_batch_size=1, overwrite=True, labels=("x", "on"), limits=(0.0, 1e30)),
+        Config(rate=1e-5, loss="ce", output=Path("a folder/b"), micro_batch_size=1, labels=("x", "on"), limits=(0.0, 1e30)),
         Config(name="café: 10 # not a comment", labels=("1e3", "null", "")),
     ],
 )
 def test_a_saved_configuration_is_read_back(tmp_path: Path, config: Config) -> None:
     cli.save_config(config, tmp_path / "new" / "run.yaml")
-    assert cli.parse(Config, ["--config", str(tmp_path / "new" / "run.yaml")]) == config
+    begun_anew = replace(config, overwrite=False)  # how a run was begun is not for the next one to repeat
+    assert cli.parse(Config, ["--config", str(tmp_path / "new" / "run.yaml")]) == begun_anew
+
+
+def test_a_saved_configuration_does_not_repeat_how_its_run_was_begun(tmp_path: Path) -> None:
+    cli.save_config(Config(steps=8, overwrite=True), tmp_path / "run.yaml")
+    assert (tmp_path / "run.yaml").read_text().startswith(cli.MARK)
+    assert cli.parse(Config, ["--config", str(tmp_path / "run.yaml")]) == Config(steps=8)
 
 
 def test_plain_values_are_ready_for_json() -> None:

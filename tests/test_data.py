@@ -374,9 +374,9 @@ def test_a_tokenizer_in_python(jsonl: Path, byte_tokenizer: PreTrainedTokenizerB
 def test_more_is_asked_for_than_there_is(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     held = len(expected_tokens(FITTED, byte_tokenizer)) // 16 * 16
     message = refusal(lambda: load_blocks(config(jsonl, tokens=50_000), "fit", byte_tokenizer))
-    assert message == f"{jsonl} holds {held:,} tokens for fitting, 50,000 were asked for; lower --tokens"
+    assert message == f"{jsonl} holds {held:,} tokens for fitting, 50,000 were asked for; ask for fewer"
     message = refusal(lambda: load_blocks(config(jsonl, eval_tokens=50_000), "eval", byte_tokenizer))
-    assert "lower --eval-tokens" in message
+    assert "ask for fewer" in message
     assert load_blocks(config(jsonl, tokens=held), "fit", byte_tokenizer).tokens.size == held
 
 

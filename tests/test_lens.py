@@ -159,6 +159,12 @@ def test_nothing_done_to_the_parameters_of_a_lens_reaches_the_model(
     assert not any(p.requires_grad for p in tiny_model.model.parameters())
 
 
+def test_the_unembedding_is_frozen_even_where_the_model_is_not(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for parameter in (*tiny_mamba.final_norm.parameters(), *tiny_mamba.head.parameters()):
+        monkeypatch.setattr(parameter, "requires_grad", True)
+    assert not any(p.requires_grad for p in Unembedding(tiny_mamba).parameters())
+
+
 def test_an_optimizer_over_a_lens_moves_only_its_translators(tiny_model: ModelAdapter, ids: Tensor) -> None:
     before, lens = weights(tiny_model.model), random_lens(tiny_model)
     unembedding, translators = weights(lens.unembed), weights(lens.layer_translators)

@@ -18,7 +18,7 @@ from lens_rnn.fitting.card import model_card
 from lens_rnn.fitting.fit import check_batches
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
-from lens_rnn.run import ModelConfig, claim_output, load_configured_model, start_processes
+from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
 from tqdm import tqdm
 
@@ -59,35 +59,40 @@ class Config(FitConfig, DataConfig, ModelConfig):
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config, config.tracker)
-    if processes.is_main and not config.dry_run:
-        claim_output(config.folder, config.overwrite, config.resume)
-    processes.wait()
+    if not config.dry_run:
+        check_output(config.folder, config.overwrite, config.resume)
 
     # Model and data.
-    adapter = load_configured_model(config, processes)
+    adapter = load_configured_model(config, processes, config.shard)
+    device = processes.device or adapter.device
+    check_length(adapter, config.seq_len)
     source = open_source(config)
     fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
     eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
     check_batches(config, fit_blocks, processes)
     if processes.is_main:
-        print("\n".join(plan(adapter, fit_blocks, config, processes)), flush=True)
+        print("\n".join(plan(adapter, fit_blocks, config, device, processes, config.shard)), flush=True)
     if config.dry_run:
         return
 
     # What is copied or hashed must be, before the weights are spread.
-    unembedding = Unembedding(adapter)
+    unembedding = Unembedding(adapter).to(device)
     init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
     model = describe_model(adapter, unembedding.sha256())
     settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
     if config.shard:
-        adapter.shard()
+        adapter.shard(device, processes.world)
 
-    # Fit.
-    checkpoints = Checkpoints(config.folder / "checkpoints", identity(settings, model, describe_data(fit_blocks), processes))
+    # Take the output folder only now that nothing can be wrong with the input.
+    checkpoints = Checkpoints(config.folder / "checkpoints", identity(settings, model, describe_data(fit_blocks), device.type, processes))
+    resume_from = checkpoints.last() if config.resume else None
+    processes.wait()
     if processes.is_main:
-        cli.save_config(config, config.folder / "run.yaml")
+        begin_output(config.folder, config, config.overwrite)
     if config.tracker:
         processes.start_tracking("lens-rnn", cli.plain(config))
+
+    # Fit.
     with tqdm(total=fit_blocks.tokens.size, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
         def on_step(report: StepReport) -> None:
@@ -105,7 +110,7 @@ def main(config: Config) -> None:
             init_lens=init_lens,
             processes=processes,
             checkpoints=checkpoints,
-            resume=config.resume,
+            resume_from=resume_from,
             on_step=on_step,
         )
 
@@ -123,6 +128,7 @@ def main(config: Config) -> None:
             on_batch=bar.update,
         )
     if processes.is_main:
+        settings |= config.resolved(fit_blocks, adapter)
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes)
         result.lens.save(config.folder)
         artifacts.write_json(config.folder / artifacts.FIT, report)

@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-DEFAULT_FIT_TOKENS = 262_144
+DEFAULT_FIT_TOKENS = 196_608
 DEFAULT_EVAL_TOKENS = 32_768
 
 _GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
@@ -119,8 +119,7 @@ def load_blocks(
     blocks = _open_blocks(folder, source.name)
     if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
         kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
-        flag = "--tokens" if role == "fit" else "--eval-tokens"
-        raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; lower {flag}")
+        raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer")
     return blocks
 
 
@@ -161,7 +160,7 @@ def _tokenise(source: Source, role: Role, tokenizer: PreTrainedTokenizerBase) ->
     import datasets
 
     # A fast tokenizer runs on all cores by itself; a Python one needs processes.
-    workers = None if tokenizer.is_fast else len(os.sched_getaffinity(0))
+    workers = None if tokenizer.is_fast else os.cpu_count()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

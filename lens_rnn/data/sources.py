@@ -37,7 +37,7 @@ class DataConfig:
     text_field: str = "text"
     """Field of a JSON record or of a Hub data set that holds the document."""
     tokens: int | None = None
-    """Tokens to fit on, each seen once. Default: 262,144, or all there are if that is less."""
+    """Tokens to fit on, each seen once. Default: 196,608, or all there are if that is less."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on. Default: 32,768, or all there are if that is less."""
     seq_len: int = 256
@@ -175,6 +175,8 @@ def _json_lines(path: Path, text_field: str) -> Iterator[str]:
         raise DataError(f"{path}: damaged zstd data after line {number} ({error})") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: not UTF-8 ({error.reason})") from error
+    except (ValueError, RecursionError) as error:  # numbers too long or nesting too deep for Python's reader
+        raise DataError(f"{path}, line {number}: not readable as JSON ({error})") from error
 
 
 def _txt_pieces(path: Path) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Checkpoints of a fit: written whole or not at all, the last two kept, and only continued by the same run."""
 
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
         """Write a checkpoint, then drop all but the last two."""
+        for left in self.folder.glob(".*.partial"):  # a killed process left it, and only one process writes
+            left.unlink(missing_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
         write_atomically(path, lambda file: torch.save({"identity": self.identity, "step": step, **state}, file))
         for old in self._paths()[:-KEPT]:
@@ -35,13 +36,11 @@ class Checkpoints:
 
         Raises FitError if it was written by a run with another identity, naming the difference, or if there are some and all are damaged.
         """
-        for left in self.folder.glob(".*.partial"):  # a killed process left it
-            left.unlink()
         paths = self._paths()
         for path in reversed(paths):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+            except Exception as error:  # torch raises a dozen types for a damaged file
                 # Damaged from outside, since a checkpoint is renamed only when whole: the one before it will do.
                 log.warning("cannot read %s (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
                 continue
@@ -56,7 +55,6 @@ class Checkpoints:
 
     def _compare(self, saved: dict[str, Any]) -> None:
         for name in self.identity | saved:
-            if saved.get(name) != self.identity.get(name):
-                raise FitError(
-                    f"cannot resume: {name} was {saved.get(name)} and is now {self.identity.get(name)}; use --overwrite to start anew"
-                )
+            was, now = saved.get(name), self.identity.get(name)
+            if was != now:
+                raise FitError(f"cannot resume: {name} was {was} and is now {now}; set it back, or start anew with --overwrite")

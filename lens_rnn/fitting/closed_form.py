@@ -6,16 +6,19 @@ Symbols, per layer:
     y   what its translator should add, f − x, with f the final norm's input   (d_model)
     λ   ridge, as a fraction of the mean diagonal of the covariance of x
 
-Minimises Σ ‖y − W x − b‖² + λ ‖W‖² with b free: the penalty pulls towards W = 0, the logit lens.
+Minimises mean ‖y − W x − b‖² + λ s ‖W‖² with b free, s the mean diagonal: the penalty pulls towards W = 0, the logit lens.
 Moments are accumulated in float64: a residual stream's mean can be a hundred times its spread.
 """
 
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 RIDGES = tuple(10.0**k for k in range(-7, 2))
+BLIND_RIDGE = 0.1  # where there is too little text to hold any out
+HELD_OUT_ONE_IN = 8  # blocks of which one only helps to choose λ
 
 
 class Solution(NamedTuple):
@@ -27,15 +30,12 @@ class Solution(NamedTuple):
     """b (d_model), float64."""
     ridge: float
     """The λ that was chosen."""
-    explained: float
-    """Fraction of the variance of f that is explained on the moments held out."""
+    explained: float | None
+    """Fraction of the variance of f that is explained on what was held out; None where nothing was."""
 
 
 class Moments:
     """Second moments of [x; 1] and y for every layer, in two halves: to fit on, and held out to choose λ on."""
-
-    HELD_OUT_ONE_IN = 8
-    """Batches of which one is held out."""
 
     def __init__(self, layers: tuple[int, ...], d_model: int, device: torch.device):
         self.layers = layers
@@ -47,7 +47,6 @@ class Moments:
         self.yy = torch.zeros(2, len(layers), dtype=torch.float64, device=where)
         self.ff = torch.zeros(2, dtype=torch.float64, device=where)  # Σ ‖f‖²
         self.f = torch.zeros(2, d_model, dtype=torch.float64, device=where)
-        self.batches = 0
 
     @staticmethod
     def bytes_needed(layers: int, d_model: int) -> int:
@@ -69,8 +68,8 @@ class Moments:
             self.yy[half, k] += y.square().sum()
 
     def tensors(self) -> list[Tensor]:
-        """What is summed over processes."""
-        return [self.xx, self.xy, self.yy, self.ff, self.f]
+        """What is summed over processes, a layer at a time, so that a sum's copy is small."""
+        return [*self.xx.unbind(1), *self.xy.unbind(1), self.yy, self.ff, self.f]
 
     def solve(self) -> dict[int, Solution]:
         """The translator of each layer: λ chosen on the held-out half, then fitted on both."""
@@ -78,15 +77,16 @@ class Moments:
 
     def _solve(self, k: int) -> Solution:
         total_xx, total_xy = self.xx[:, k].sum(0), self.xy[:, k].sum(0)
-        if not bool(total_xx.isfinite().all()) or self.xx[1, k, -1, -1] == 0:
-            nothing = total_xy.new_zeros(self.d_model, self.d_model)
-            return Solution(nothing, nothing[0], float("inf"), 0.0)  # the fit reports the layer whose loss is not finite
+        if self.xx[1, k, -1, -1] == 0:
+            map_ = _ridge(total_xx, total_xy, BLIND_RIDGE)
+            return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), BLIND_RIDGE, None)
         errors = [self._held_out_error(_ridge(self.xx[0, k], self.xy[0, k], ridge), k) for ridge in RIDGES]
         best = min(range(len(RIDGES)), key=errors.__getitem__)
         count = self.xx[1, k, -1, -1]
         spread = float((self.ff[1] - self.f[1].square().sum() / count) / count)
         map_ = _ridge(total_xx, total_xy, RIDGES[best])
-        return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), RIDGES[best], 1 - errors[best] / spread)
+        explained = 1 - errors[best] / spread if isfinite(errors[best]) and spread > 0 else None
+        return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), RIDGES[best], explained)
 
     def _held_out_error(self, map_: Tensor, k: int) -> float:
         """Mean ‖y − [W b][x; 1]‖² on the held-out half, from its moments."""
@@ -102,7 +102,9 @@ def _ridge(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
     covariance = xx[:-1, :-1] / count - torch.outer(mean_x, mean_x)
     cross = xy[:-1] / count - torch.outer(mean_x, mean_y)  # (d_model of x, d_model of y)
     penalty = ridge * covariance.diagonal().mean().clamp(min=1e-30)
-    factor, failed = torch.linalg.cholesky_ex(covariance + penalty * torch.eye(len(covariance)).to(covariance))
+    factor, failed = torch.linalg.cholesky_ex(
+        covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    )
     if failed:
         return torch.full_like(xx[:-1], float("inf"))  # too little ridge for this layer: its held-out error is then infinite
     weight = torch.cholesky_solve(cross, factor).T

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting.checkpoints import Checkpoints
-from lens_rnn.fitting.closed_form import Moments
-from lens_rnn.fitting.objective import LOSSES, FusedObjective, Loss
-from lens_rnn.fitting.optimizers import LEARNING_RATES, LensOptimizer, OptimizerName, make_optimizer
+from lens_rnn.fitting.closed_form import HELD_OUT_ONE_IN, Moments
+from lens_rnn.fitting.objective import LOSSES, FusedObjective, Loss, default_chunk_tokens
+from lens_rnn.fitting.optimizers import LEARNING_RATES, OptimizerName, make_optimizer
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import DTYPES, ModelAdapter
 from lens_rnn.processes import Processes
@@ -52,7 +52,8 @@ class FitConfig:
     clip: float = 1.0
     """Highest norm of one layer's gradient; a layer's large gradient does not slow the others."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the two matrix products with the unembedding. auto: the model's own. Softmax and losses are float32."""
+    """Number format of the two matrix products with the unembedding. auto: bfloat16 for a model in it, else float32. Softmax and losses
+    are float32."""
     chunk_tokens: int | None = None
     """Tokens whose logits are held at a time. Default: what suits the device."""
     seed: int = 0
@@ -69,7 +70,14 @@ class FitConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
-        for name, allowed in (("optimizer", LEARNING_RATES), ("loss", LOSSES), ("start", ("ridge", "zero"))):
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+        for name, allowed in (
+            ("products", ("auto", "float32", "bfloat16")),
+            ("optimizer", LEARNING_RATES),
+            ("loss", LOSSES),
+            ("start", ("ridge", "zero")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(allowed)}")
 
@@ -82,9 +90,27 @@ class FitConfig:
         return len(blocks) // self.batch_size
 
     def start_rows(self, blocks: TokenBlocks, d_model: int) -> int:
-        """Blocks that the closed-form start looks at, whole batches of them."""
+        """Blocks that the closed-form start looks at."""
         wanted = self.start_tokens or max(START_TOKENS, 32 * d_model)
-        return min(self.steps(blocks), max(2, wanted // (blocks.seq_len * self.batch_size))) * self.batch_size
+        return min(len(blocks), max(1, wanted // blocks.seq_len))
+
+    def resolved(self, blocks: TokenBlocks, adapter: ModelAdapter) -> dict[str, Any]:
+        """What was left to its default, as it is for this data and model."""
+        return {
+            "learning_rate": self.peak_learning_rate,
+            "start_tokens": self.start_rows(blocks, adapter.d_model) * blocks.seq_len if self.start == "ridge" else 0,
+            "products": str(self.product_dtype(adapter.dtype)).removeprefix("torch."),
+            "chunk_tokens": self.chunk_tokens or default_chunk_tokens(adapter.vocab_size, adapter.device.type),
+            "dtype": str(adapter.dtype).removeprefix("torch."),
+            "tokens": self.steps(blocks) * self.batch_size * blocks.seq_len,
+            "checkpoint_every": self.checkpoint_every,
+        }
+
+    def product_dtype(self, head: torch.dtype) -> torch.dtype:
+        """What `products` means for a model whose head has this dtype: float16 would lose the small entries of q − p."""
+        if self.products == "auto":
+            return torch.float32 if head == torch.float16 else head
+        return DTYPES[self.products]
 
 
 class StepReport(NamedTuple):
@@ -137,43 +163,49 @@ def fit(
     init_lens: TunedLens | None = None,
     processes: Processes | None = None,
     checkpoints: Checkpoints | None = None,
-    resume: bool = False,
+    resume_from: dict[str, Any] | None = None,
     on_step: Callable[[StepReport], Any] | None = None,
 ) -> FitResult:
     """Fit a translator for every layer that is not trivial.
 
-    init_lens: start from its translators instead of `config.start`. checkpoints: where to save them; with `resume`, continue from the
-    last one there. on_step is called after every step, on every process.
+    init_lens: start from its translators instead of `config.start`; it is copied. checkpoints: where to save them. resume_from: what
+    `Checkpoints.last` gave, to continue from. on_step is called after every step, on every process.
 
-    Raises ConfigError if batch and processes do not fit together, FitError if there are too few tokens for one step, if a loss is not
-    finite (the last checkpoint stays), or if a checkpoint belongs to another run.
+    Raises ConfigError if batch and processes do not fit together, FitError if there are too few tokens for one step, if the processes do
+    not see the same data or checkpoint, or if a loss or a translator is not finite (the last checkpoint stays, and is finite).
     """
     processes = processes or Processes()
     steps = check_batches(config, blocks, processes)
-    lens = init_lens or TunedLens.from_adapter(adapter, unembedding)
-    lens.requires_grad_(False)
-    objective = FusedObjective(lens.unembed, config.loss, DTYPES.get(config.products), config.chunk_tokens)
+    lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
+    objective = FusedObjective(lens.unembed, config.loss, config.product_dtype(adapter.dtype), config.chunk_tokens)
     optimizer = make_optimizer(config.optimizer, lens, adapter.fitted_layers, config.peak_learning_rate, steps)
     result = FitResult(lens)
     order = np.random.default_rng(config.seed).permutation(len(blocks))
     done = 0
 
-    saved = checkpoints.last() if checkpoints and resume else None
-    if saved:
-        lens.layer_translators.load_state_dict(saved["translators"])
-        optimizer.load_state_dict(saved["optimizer"])
-        done, result.history, result.start = saved["step"], saved["history"], saved["start"]
+    if not processes.agree(f"{resume_from['step'] if resume_from else None} {blocks.sha256}"):
+        raise FitError("the processes see different data or checkpoints; give all machines the same Python, data and --output")
+    if resume_from:
+        lens.layer_translators.load_state_dict(resume_from["translators"])
+        optimizer.load_state_dict(resume_from["optimizer"])
+        done, result.history, result.start = resume_from["step"], resume_from["history"], resume_from["start"]
         if processes.is_main:
             log.info("resumed after step %d of %d", done, steps)
-    elif init_lens is None and config.start == "ridge":
+    elif init_lens is not None:
+        for layer in adapter.fitted_layers:
+            lens[layer].load_state_dict(init_lens[layer].state_dict())
+    elif config.start == "ridge":
         result.start = _closed_form_start(lens, adapter, blocks, config, order, processes)
+    for parameter in lens.layer_translators.parameters():
+        processes.share(parameter)
 
     def save(step: int) -> None:
+        _refuse_non_finite_translators(lens, step)
         if checkpoints and processes.is_main:
             state = {"translators": lens.layer_translators.state_dict(), "optimizer": optimizer.state_dict()}
             checkpoints.save(step, {**state, "history": result.history, "start": result.start})
 
-    if not saved:
+    if not resume_from:
         save(0)
     gradients = _Gradients(len(adapter.fitted_layers), adapter.d_model, adapter.device)
     for step in range(done, steps):
@@ -212,9 +244,9 @@ def _closed_form_start(
     rows = order[: config.start_rows(blocks, adapter.d_model)]
     if processes.is_main:
         log.info("closed-form start on %s tokens", f"{len(rows) * blocks.seq_len:,}")
-    for number, start in enumerate(range(0, len(rows), config.batch_size)):
-        held_out = number % moments.HELD_OUT_ONE_IN == 1
-        for part, real in processes.shares(rows[start : start + config.batch_size], config.micro_batch_size):
+    chooses = np.arange(len(rows)) % HELD_OUT_ONE_IN == 1
+    for held_out in (False, True):
+        for part, real in processes.shares(rows[chooses == held_out], config.micro_batch_size):
             forward = adapter.forward(blocks.batch(part, adapter.device))
             if real:
                 moments.add(forward.hidden_states, forward.norm_input, held_out)
@@ -264,6 +296,15 @@ def _refuse_non_finite(losses: list[float], layers: tuple[int, ...], step: int) 
             )
 
 
+def _refuse_non_finite_translators(lens: TunedLens, step: int) -> None:
+    for layer, translator in enumerate(lens):
+        if not all(bool(p.isfinite().all()) for p in translator.parameters()):
+            raise FitError(
+                f"the translator of layer {layer} is not finite after step {step}; stopped, and the last good checkpoint is kept; "
+                "try a lower --learning-rate"
+            )
+
+
 def _apply(gradients: _Gradients, lens: TunedLens, layers: tuple[int, ...], clip: float) -> None:
     """Hand each layer's gradient, clipped by its own norm, to the optimizer."""
     for k, layer in enumerate(layers):
@@ -271,6 +312,3 @@ def _apply(gradients: _Gradients, lens: TunedLens, layers: tuple[int, ...], clip
         norm = torch.sqrt(weight.square().sum() + bias.square().sum())
         scale = (clip / norm.clamp(min=1e-30)).clamp(max=1.0)
         lens[layer].weight.grad, lens[layer].bias.grad = weight * scale, bias * scale
-
-
-__all__ = ["FitConfig", "FitResult", "LensOptimizer", "StepReport", "fit"]

@@ -50,28 +50,34 @@ def describe_data(blocks: TokenBlocks) -> dict[str, Any]:
     }
 
 
-def identity(settings: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], processes: Processes) -> dict[str, Any]:
+def identity(
+    settings: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], device_type: str, processes: Processes
+) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat, so that a difference can be named."""
     return {
         "world size": processes.world,
+        "device": device_type,
         "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__),
+        **{name: _version(name) for name in _PACKAGES},
         **{f"setting {name}": value for name, value in settings.items()},
         **{f"model {name}": value for name, value in model.items() if name != "name"},
         **{f"data {name}": value for name, value in data.items() if name != "source"},
     }
 
 
-def plan(adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, processes: Processes) -> list[str]:
+def plan(
+    adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, device: torch.device, processes: Processes, sharded: bool = False
+) -> list[str]:
     """What the run derived from its settings, in lines for people: shapes, steps, memory of one process by part."""
     steps, d, vocab = config.steps(blocks), adapter.d_model, adapter.vocab_size
     layers = len(adapter.fitted_layers)
-    chunk = config.chunk_tokens or default_chunk_tokens(vocab, adapter.device.type)
+    chunk = config.chunk_tokens or default_chunk_tokens(vocab, device.type)
     micro = min(config.micro_batch_size, config.batch_size // processes.world) * blocks.seq_len
     translators = layers * d * (d + 1) * 4
     item = adapter.dtype.itemsize
+    whole = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
     memory = {
-        "model": sum(p.numel() * p.element_size() for p in adapter.model.parameters()),
+        "model": whole // processes.world if sharded else whole,
         "copy of the unembedding": vocab * d * item,
         "translators": adapter.n_layers * d * (d + 1) * 4,
         "gradients": 2 * translators,
@@ -87,7 +93,7 @@ def plan(adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, processe
         f"data       {blocks.source}: {used:,} tokens in blocks of {blocks.seq_len}{rest}",
         f"fit        {layers} translators, {steps} steps of {config.batch_size} × {blocks.seq_len} tokens, {config.loss}, "
         f"{config.optimizer} at {config.peak_learning_rate:g}, {config.start} start",
-        f"processes  {processes.world} on {adapter.device.type}, {torch.get_num_threads()} threads each; {micro:,} tokens a forward pass, "
+        f"processes  {processes.world} on {device.type}, {torch.get_num_threads()} threads each; {micro:,} tokens a forward pass, "
         f"logits of {chunk:,} tokens at a time",
         "memory     "
         + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size)

@@ -16,5 +16,9 @@ class GPTNeoXAdapter(ModelAdapter):
         return self.model.gpt_neox.layers
 
     @property
+    def longest_sequence(self) -> int:
+        return int(self.model.config.max_position_embeddings)
+
+    @property
     def final_norm(self) -> nn.Module:
         return self.model.gpt_neox.final_layer_norm

@@ -45,7 +45,7 @@ def load_model(
 ) -> ModelAdapter:
     """Load a causal language model from a folder or the Hub and return its checked adapter.
 
-    dtype: torch dtype or its name; by default float32 on the CPU and the checkpoint's own dtype elsewhere.
+    dtype: torch dtype or its name, or "auto", the checkpoint's own; by default float32 on the CPU and "auto" elsewhere.
     device: by default a GPU if there is one.
     tokenizer: folder or Hub name of another tokenizer than the model's own.
 
@@ -83,7 +83,7 @@ def load_model(
 
 
 def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
-    if isinstance(dtype, str):
+    if isinstance(dtype, str) and dtype != "auto":
         if dtype not in DTYPES:
             raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
         return DTYPES[dtype]

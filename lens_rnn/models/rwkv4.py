@@ -27,6 +27,11 @@ class RWKV4Adapter(ModelAdapter):
         return self.model.rwkv.blocks
 
     @property
+    def longest_sequence(self) -> int | None:
+        """The CUDA kernel that transformers fetches has a limit; the recurrence itself has none."""
+        return int(self.model.config.context_length) if self.device.type == "cuda" else None
+
+    @property
     def final_norm(self) -> nn.Module:
         return self.model.rwkv.ln_out
 

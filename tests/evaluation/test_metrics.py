@@ -122,9 +122,9 @@ def test_a_bfloat16_model_is_measured_in_float32() -> None:
     evaluation = evaluate(adapter, lenses, BLOCKS)
     for name, lens in lenses.items():
         expected = naive.evaluate(adapter.model, lens, IDS)
-        assert evaluation.model == pytest.approx(expected.model, rel=1e-3, abs=1e-4)
+        assert evaluation.model == pytest.approx(expected.model, rel=1e-4, abs=1e-6)
         for i in adapter.fitted_layers:
-            assert evaluation.lenses[name][i] == pytest.approx(expected.layers[i], rel=5e-3)
+            assert evaluation.lenses[name][i] == pytest.approx(expected.layers[i], rel=1e-4)
 
 
 # --- what must not matter ----------------------------------------------------------------------------------------------------
@@ -192,12 +192,13 @@ def test_two_processes_share_the_blocks(tiny_rwkv4: ModelAdapter, blocks: int) -
     np.testing.assert_allclose(numbers(together), numbers(alone), rtol=1e-5, atol=1e-8)
 
 
-def test_no_gradient_is_kept(tiny_mamba: ModelAdapter) -> None:
-    lens = random_lens(tiny_mamba)
+def test_no_graph_is_built(tiny_mamba: ModelAdapter) -> None:
+    lens, outputs = random_lens(tiny_mamba), []
     assert lens[0].weight.requires_grad
-    with torch.enable_grad():
-        evaluate(tiny_mamba, {"tuned": lens}, BLOCKS)
-    assert all(p.grad is None for p in lens.parameters())
+    lens.register_forward_hook(lambda module, args, output: outputs.append(output))
+    evaluate(tiny_mamba, {"tuned": lens}, BLOCKS)
+    assert outputs
+    assert not any(output.requires_grad for output in outputs)
 
 
 # --- the result file ---------------------------------------------------------------------------------------------------------

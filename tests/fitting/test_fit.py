@@ -6,9 +6,12 @@ from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
+from lens_rnn.fitting.fit import check_batches
+from lens_rnn.fitting.objective import FusedObjective, Target
 from lens_rnn.fitting.optimizers import LEARNING_RATES
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import Processes
 
 import numpy as np
 import pytest
@@ -114,7 +117,9 @@ def test_a_resumed_run_ends_bit_identical(tiny_mamba: ModelAdapter, tmp_path: Pa
     with pytest.raises(StopHereError):
         fit(tiny_mamba, blocks, config(), checkpoints=checkpoints, on_step=stop)
     steps: list[int] = []
-    result = fit(tiny_mamba, blocks, config(), checkpoints=checkpoints, resume=True, on_step=lambda r: steps.append(r.step))
+    result = fit(
+        tiny_mamba, blocks, config(), checkpoints=checkpoints, resume_from=checkpoints.last(), on_step=lambda r: steps.append(r.step)
+    )
     assert_identical(whole, state(result.lens))
     assert steps[0] == stop_after // 5 * 5 + 1
     assert len(result.history) == 15
@@ -126,33 +131,61 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tiny
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000010.pt", "step-00000015.pt"]
     (tmp_path / "step-00000015.pt").write_bytes(b"cut")
     (tmp_path / ".step-00000020.pt.x.partial").write_bytes(b"left by a killed process")
-    resumed = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints, resume=True)
+    resumed = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints, resume_from=checkpoints.last())
     assert_identical(state(whole.lens), state(resumed.lens))
     assert not list(tmp_path.glob(".*"))
     for path in tmp_path.iterdir():
         path.write_bytes(b"cut")
     with pytest.raises(FitError, match="none of the checkpoints"):
-        fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints, resume=True)
+        fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints, resume_from=checkpoints.last())
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
     fit(tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 1, "setting loss": "kl"}))
     with pytest.raises(FitError, match="world size was 1 and is now 2"):
-        fit(tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 2, "setting loss": "kl"}), resume=True)
+        Checkpoints(tmp_path, {"world size": 2, "setting loss": "kl"}).last()
 
 
-def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
-    def poison(report: StepReport) -> None:
-        if report.step == 6:
-            lens[1].bias.data[0] = float("nan")
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, calls = FusedObjective.value_and_gradient, 0
 
-    lens = TunedLens.from_adapter(tiny_mamba)
+    def poisoned(self: FusedObjective, z: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal calls
+        calls += 1
+        losses, gradient = plain(self, z, target)
+        return (losses * float("nan") if calls == 6 * 4 + 2 else losses), gradient  # step 7: two layers, two micro-batches a step
+
+    monkeypatch.setattr(FusedObjective, "value_and_gradient", poisoned)
     with pytest.raises(FitError, match="layer 1 is nan at step 7"):
-        fit(tiny_mamba, make_blocks(), config(), init_lens=lens, checkpoints=Checkpoints(tmp_path, {}), on_step=poison)
+        fit(tiny_mamba, make_blocks(), config(), checkpoints=Checkpoints(tmp_path, {}))
     saved = Checkpoints(tmp_path, {}).last()
     assert saved is not None
     assert saved["step"] == 5
-    assert all(t.isfinite().all() for t in saved["translators"].values())
+
+
+def test_translators_that_overflow_are_never_saved(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    """The loss is looked at before a step and the translators after it, so a checkpoint is always good."""
+    with pytest.raises(FitError, match="translator of layer 0 is not finite after step 1"):
+        fit(tiny_mamba, make_blocks(4), config(learning_rate=float("inf"), checkpoint_every=1), checkpoints=Checkpoints(tmp_path, {}))
+    saved = Checkpoints(tmp_path, {}).last()
+    assert saved is not None
+    assert saved["step"] == 0
+
+
+def test_one_block_is_enough_for_a_start(tiny_mamba: ModelAdapter) -> None:
+    """Nothing can be held out then, and the ridge is a fixed one."""
+    result = fit(tiny_mamba, make_blocks(1), config(batch_size=1))
+    assert result.start["0"] == {"ridge": 0.1, "explained": None}
+    assert np.isfinite(result.history).all()
+
+
+def test_an_init_lens_is_copied_and_its_trivial_translator_left_out(tiny_mamba: ModelAdapter) -> None:
+    lens = TunedLens.from_adapter(tiny_mamba)
+    for translator in lens:
+        torch.nn.init.constant_(translator.bias, 0.5)
+    result = fit(tiny_mamba, make_blocks(4), config(), init_lens=lens)
+    assert not result.lens[2].bias.any()
+    assert (lens[0].bias == 0.5).all()
 
 
 def test_an_init_lens_is_where_the_fit_starts(tiny_mamba: ModelAdapter) -> None:
@@ -163,14 +196,24 @@ def test_an_init_lens_is_where_the_fit_starts(tiny_mamba: ModelAdapter) -> None:
     assert result.history[0] == pytest.approx([expected[i].kl for i in tiny_mamba.fitted_layers], rel=1e-4)
 
 
+def test_a_batch_that_cannot_be_shared_evenly_is_refused() -> None:
+    class Two(Processes):
+        world = 2
+
+    with pytest.raises(ConfigError, match="batch_size 7 cannot be shared evenly by 2 processes"):
+        check_batches(config(batch_size=7), make_blocks(), Two())
+
+
 def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
     with pytest.raises(FitError, match="less than one batch of 4; lower --batch-size"):
         fit(tiny_mamba, make_blocks(3), config())
 
 
-@pytest.mark.parametrize(
-    "bad", [{"batch_size": 0}, {"learning_rate": -1.0}, {"optimizer": "lion"}, {"loss": "mse"}, {"clip": 0.0}, {"chunk_tokens": 0}]
-)
-def test_settings_out_of_range_are_refused_by_name(bad: dict) -> None:
-    with pytest.raises(ConfigError, match=next(iter(bad))):
-        config(**bad)
+BAD_SETTINGS = {"batch_size": 0, "learning_rate": -1.0, "clip": 0.0, "seed": -1, "chunk_tokens": 0, "start_tokens": 0}
+UNKNOWN_NAMES = {"optimizer": "lion", "loss": "mse", "products": "fp8", "start": "pca"}
+
+
+@pytest.mark.parametrize(("name", "value"), [*BAD_SETTINGS.items(), *UNKNOWN_NAMES.items()])
+def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name):
+        config(**{name: value})

@@ -61,7 +61,7 @@ def test_a_model_without_a_lens_gets_the_logit_lens_only(model_folders: dict[str
         (("--lens", "/nowhere/lens"), "no such lens folder"),
         (("--lens", "RWKV"), "number of translators is 8"),
         (("--data", "/nowhere/text"), "no such data file"),
-        (("--tokens", 10**9), "lower --eval-tokens"),
+        (("--tokens", 10**9), "ask for fewer"),
         (("--micro-batch-size", 0), "micro_batch_size is 0"),
     ],
 )
