@@ -44,8 +44,8 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
         _fail(f"out of memory ({str(error).partition('. ')[0]}); lower --micro-batch-size")
     except KeyboardInterrupt:
         print("interrupted; what was checkpointed can be continued with --resume", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        _leave(130)
+    _leave(0)
 
 
 def parse(config_type: type[Config], arguments: list[str]) -> Config:
@@ -210,4 +210,15 @@ def _unboxed(text: str) -> str:
 
 def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    _leave(2)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit. As one of several processes, without the interpreter's teardown: it races with the communication library's threads, and about
+    one run in fifty on gloo, all its work done, ended in "terminate called without an active exception".
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -3,6 +3,8 @@
 import errno
 import io
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -424,3 +426,14 @@ def test_messages_of_the_library_are_shown(verbose: bool, level: int) -> None:
         library.setLevel(before[0])
         chatter.set_verbosity(before[1])
         chatter.enable_progress_bar()
+
+
+def test_one_of_several_processes_exits_with_its_code_and_its_words() -> None:
+    """It leaves without the interpreter's teardown, which must lose neither."""
+    script = (
+        "from tests.test_cli import Config; from lens_rnn import cli, errors\ndef main(_): print('said'); raise errors.DataError('no text')"
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
+    words = [sys.executable, "-c", f"{script}\ncli.run(main, Config)"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "said\n", "error: no text")

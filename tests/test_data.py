@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -141,7 +142,7 @@ def test_stdlib_identity_follows_names_and_contents(library: Path) -> None:
     (library / "module_0.py").rename(library / "module_00.py")  # first in order, as before
     renamed = StdlibSource(library).identity("fit")
     assert len({before["sha256"], changed["sha256"], renamed["sha256"]}) == 3
-    assert before["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert before["python"] == platform.python_version()
 
 
 def test_stdlib_of_this_python() -> None:

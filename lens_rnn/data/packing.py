@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from math import log
 from pathlib import Path
@@ -50,6 +50,8 @@ class TokenBlocks:
     n_documents: int
     sha256: str
     """Of the packed tokens."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the source says of itself: for python-stdlib the Python version and a hash of its files, for a Hub data set the commit."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -231,4 +233,4 @@ def _pack(
 def _open_blocks(folder: Path, name: str) -> TokenBlocks:
     meta = json.loads((folder / "meta.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r", shape=tuple(meta["shape"]))
-    return TokenBlocks(tokens, name, meta["n_bytes"], meta["n_tokens"], meta["n_documents"], meta["sha256"])
+    return TokenBlocks(tokens, name, meta["n_bytes"], meta["n_tokens"], meta["n_documents"], meta["sha256"], meta["identity"]["identity"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import platform
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ class StdlibSource(Source):
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(path.encode() + b"\0" + (self.root / path).read_bytes() + b"\0")
-        return {"python": sysconfig.get_python_version(), "files": len(self.paths), "sha256": digest.hexdigest()}
+        return {"python": platform.python_version(), "files": len(self.paths), "sha256": digest.hexdigest()}
 
     def documents(self, role: Role) -> Iterator[Document]:
         for path in self.paths:

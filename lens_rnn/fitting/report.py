@@ -47,6 +47,7 @@ def describe_data(blocks: TokenBlocks) -> dict[str, Any]:
         "bytes": blocks.n_bytes,
         "tokens_per_byte": blocks.n_tokens / blocks.n_bytes,
         "sha256": blocks.sha256,
+        "origin": {name: value for name, value in blocks.origin.items() if name in ("python", "sha256", "commit", "split")},
     }
 
 
