@@ -78,6 +78,28 @@ def jsonl(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "texts.jsonl", TEXTS)
 
 
+@pytest.fixture
+def large_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is taken for a large one, of which only the beginning is read."""
+    monkeypatch.setattr(sources, "_SMALL_BYTES", 0)
+
+
+def test_few_tokens_of_a_small_source_come_from_everywhere(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    """The first tokens of sorted files would be of one subject. The draw is the same each time, and no block is drawn twice."""
+    path = tmp_path / "numbered.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{number:015d}"}) + "\n" for number in range(2000)))
+    whole = load_blocks(DataConfig(data=str(path), seq_len=16), "fit", byte_tokenizer, everything=True)
+    drawn, again = (load_blocks(DataConfig(data=str(path), seq_len=16, tokens=1600), "fit", byte_tokenizer) for _ in range(2))
+    rows = {block.tobytes(): number for number, block in enumerate(whole.tokens)}
+    places = [rows[block.tobytes()] for block in drawn.tokens]
+    assert len(places) == len(set(places)) == 100
+    assert places == sorted(places)
+    assert min(places) < 0.1 * len(whole) < 0.9 * len(whole) < max(places)
+    assert (drawn.tokens == again.tokens).all()
+    assert drawn.sha256 == again.sha256 != whole.sha256
+    assert (drawn.n_bytes, drawn.n_tokens) == (whole.n_bytes, whole.n_tokens), "the ratio is of the whole text"
+
+
 # --- configuration and the split ---------------------------------------------------------------------------------------------
 
 
@@ -294,6 +316,7 @@ def test_blocks_and_counts_equal_a_naive_recomputation(role: Role, jsonl: Path, 
     assert (len(blocks), blocks.seq_len, blocks.source) == (len(ids) // 16, 16, str(jsonl))
 
 
+@pytest.mark.usefixtures("large_sources")
 def test_only_what_is_asked_for_is_packed_and_counted(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     """79 tokens are four blocks of 16. The document in which those end counts whole, in bytes and in tokens, and it is the last."""
     blocks = load_blocks(config(jsonl, tokens=79), "fit", byte_tokenizer)
@@ -307,6 +330,7 @@ def test_only_what_is_asked_for_is_packed_and_counted(jsonl: Path, byte_tokenize
     assert blocks.n_bytes == sum(len(text.encode()) for text in FITTED[:used])
 
 
+@pytest.mark.usefixtures("large_sources")
 @pytest.mark.parametrize("wanted", [48, 64, 80])
 def test_an_end_that_falls_on_a_document_end(wanted: int, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     texts = [text for text in (f"{i:015d}" for i in range(100)) if not is_held_out(text)]  # 16 tokens each with the end of text
@@ -317,6 +341,7 @@ def test_an_end_that_falls_on_a_document_end(wanted: int, tmp_path: Path, byte_t
     assert (blocks.tokens[:, -1] == byte_tokenizer.eos_token_id).all()
 
 
+@pytest.mark.usefixtures("large_sources")
 def test_groups_do_not_change_the_tokens(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_GROUP", 100)
     blocks = load_blocks(config(jsonl, seq_len=17, tokens=1000), "fit", byte_tokenizer)
@@ -440,6 +465,7 @@ def test_packed_once_and_used_again(jsonl: Path, byte_tokenizer: PreTrainedToken
     assert not list(token_cache.glob("*.partial*"))
 
 
+@pytest.mark.usefixtures("large_sources")
 def test_whatever_decides_the_tokens_decides_the_entry(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path) -> None:
     def load(role: Role = "fit", tokenizer: PreTrainedTokenizerBase = byte_tokenizer, **settings: object) -> TokenBlocks:
         return load_blocks(config(jsonl, **settings), role, tokenizer, Counting(jsonl))

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import log
 from pathlib import Path
@@ -40,11 +40,11 @@ class TokenBlocks:
     """Packed tokens of one half of a source."""
 
     tokens: np.ndarray
-    """(blocks, seq_len), memory-mapped, uint16 or uint32."""
+    """(blocks, seq_len), uint16 or uint32: memory-mapped, or a few blocks drawn from a small source."""
     source: str
     """What was packed, for people and for fit.json."""
     n_bytes: int
-    """UTF-8 bytes of the documents that were tokenised, which may run on beyond the last whole block."""
+    """UTF-8 bytes of the documents that were tokenised: the ratio of tokens to bytes is that of whole documents."""
     n_tokens: int
     """Tokens of those documents, an end-of-text token after each included."""
     n_documents: int
@@ -103,11 +103,12 @@ def load_blocks(
     asked = config.tokens if role == "fit" else config.eval_tokens
     wanted = asked or (DEFAULT_FIT_TOKENS if role == "fit" else DEFAULT_EVAL_TOKENS)
     wanted = sys.maxsize if everything else wanted - wanted % config.seq_len
+    to_pack = sys.maxsize if source.is_small else wanted
     identity = {
         "source": source.name,
         "identity": source.identity(role),
         "role": role,
-        "tokens": wanted,
+        "tokens": to_pack,
         "seq_len": config.seq_len,
         "tokenizer": tokenizer_sha256(tokenizer),
         "format": 1,
@@ -117,12 +118,20 @@ def load_blocks(
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder) + ".lock"):
         if not folder.exists():
-            _build(folder, lambda partial: _pack(source, role, tokenizer, wanted, config.seq_len, partial, identity))
+            _build(folder, lambda partial: _pack(source, role, tokenizer, to_pack, config.seq_len, partial, identity))
     blocks = _open_blocks(folder, source.name)
     if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
         kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
         raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer")
-    return blocks
+    return _draw(blocks, wanted // config.seq_len)
+
+
+def _draw(blocks: TokenBlocks, count: int) -> TokenBlocks:
+    """`count` blocks from everywhere in the text, always the same ones; all of them if there are no more."""
+    if len(blocks) <= count:
+        return blocks
+    tokens = blocks.tokens[np.sort(np.random.default_rng(0).permutation(len(blocks))[:count])]
+    return replace(blocks, tokens=tokens, sha256=hashlib.sha256(tokens.tobytes()).hexdigest())
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:

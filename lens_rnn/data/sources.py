@@ -23,6 +23,7 @@ Role = Literal["fit", "eval"]
 _EXCLUDED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 _SUFFIXES = (".jsonl", ".jsonl.zst", ".txt")
 _TXT_PIECE = 32_768  # characters: a book in one .txt file becomes several documents, so that some of it can be held out
+_SMALL_BYTES = 2**24  # of files that are packed whole, in about ten seconds
 _CHUNK = 2**20  # bytes of a compressed file read at a time
 
 
@@ -38,7 +39,8 @@ class DataConfig:
     text_field: str = "text"
     """Field of a JSON record or of a Hub data set that holds the document."""
     tokens: int | None = None
-    """Tokens to fit on, each seen once. Default: 196,608, or all there are if that is less."""
+    """Tokens to fit on, each seen once; of a small source they are drawn from everywhere. Default: 196,608, or all there are if that
+    is less."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on. Default: 32,768, or all there are if that is less."""
     seq_len: int = 256
@@ -69,6 +71,9 @@ class Source(ABC):
     """Somewhere that documents come from. `identity` changes whenever the documents may have changed."""
 
     name: str
+    is_small: bool = False
+    """Whether all of it is packed even if fewer tokens are wanted, which are then drawn from everywhere: a source in the order of file
+    names starts with one subject."""
 
     @abstractmethod
     def identity(self, role: Role) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class StdlibSource(Source):
     """Sources of the running Python's standard library, without its tests."""
 
     name = STDLIB
+    is_small = True
 
     def __init__(self, root: Path | None = None):
         self.root = root or Path(sysconfig.get_path("stdlib"))
@@ -124,6 +130,7 @@ class FileSource(Source):
             raise DataError(f"the folder {path} holds no {', '.join(_SUFFIXES)} file")
         if not self.paths[0].name.endswith(_SUFFIXES):
             raise DataError(f"cannot read {path}: its name must end in {', '.join(_SUFFIXES)}")
+        self.is_small = sum(p.stat().st_size for p in self.paths) <= _SMALL_BYTES
 
     def identity(self, _: Role) -> dict[str, Any]:
         stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.paths]
