@@ -23,7 +23,7 @@ model {model_ce:.3f}, unigram {unigram_ce:.3f}, uniform {uniform_ce:.3f}.
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
 
-adapter = load_model({name!r})
+adapter = load_model("{name}")
 lens = TunedLens.load(adapter, "path/to/this/folder")
 ```
 
