@@ -1,5 +1,6 @@
 """Run under torchrun by test_fit_lens.py: a model that is spread over two processes gives bit-equal states, family by family."""
 
+import os
 import sys
 
 from lens_rnn.models import load_model
@@ -24,3 +25,5 @@ for folder in sys.argv[1:]:
     print(f"equal: {folder}", flush=True)
 accelerator.wait_for_everyone()
 accelerator.state.destroy_process_group()
+sys.stdout.flush()
+os._exit(0)  # as lens_rnn.cli does, and for its reason
