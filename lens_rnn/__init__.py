@@ -3,5 +3,5 @@
 import os
 
 # torch and numba each have a pool of OpenMP threads. By default the idle threads of one spin and take the cores from the other, which
-# makes a fit on a CPU about twice as long. OpenMP reads this once, when torch is imported: import lens_rnn first.
+# slows a fit on a CPU. OpenMP reads this once, when torch is imported: import lens_rnn first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -178,7 +178,7 @@ def _said(kind: Any) -> str:
 def _unchecked(config_type: type[Config], values: dict[str, Any]) -> Config:
     """A configuration that its class has not checked, for tyro to take defaults from; what has none is left for it to ask for."""
     config = object.__new__(config_type)
-    for field in dataclasses.fields(config_type):  # type: ignore[arg-type]
+    for field in dataclasses.fields(config_type):  # type: ignore[arg-type] # a TypeVar cannot say: a dataclass
         made = field.default_factory() if callable(field.default_factory) else field.default
         default = tyro.MISSING if made is dataclasses.MISSING else made
         object.__setattr__(config, field.name, values.get(field.name, default))

@@ -40,7 +40,7 @@ class FitConfig:
     micro_batch_size: int = 8
     """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
     optimizer: OptimizerName = "adamw"
-    """adamw, adam, sgd (tuned-lens's recipe) or muon."""
+    """adamw, adam, sgd (with tuned-lens's settings) or muon."""
     learning_rate: float | None = None
     """Highest learning rate. Default: the optimizer's own, 1e-3 for adamw."""
     loss: Loss = "kl"
