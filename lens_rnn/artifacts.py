@@ -80,7 +80,7 @@ def load(resource: str | Path) -> Artifact:
     """
     config_path, params_path = _locate(resource)
     where = str(config_path.parent)
-    config = _read_json(config_path)
+    config = read_json(config_path)
     if config.get("lens_type", LENS_TYPE) != LENS_TYPE:
         raise ArtifactError(f"{where} holds a lens of type {config['lens_type']!r}; only {LENS_TYPE!r} can be read")
     for field in ("d_model", "num_hidden_layers"):
@@ -90,7 +90,7 @@ def load(resource: str | Path) -> Artifact:
     translators = _read_params(params_path)
     _check_shapes(translators, config["d_model"], config["num_hidden_layers"], config.get("bias", True), where)
     fit_path = config_path.parent / FIT
-    fit = _read_json(fit_path) if fit_path.exists() else {}
+    fit = read_json(fit_path) if fit_path.exists() else {}
     if not isinstance(fit.get("model", {}), dict):
         raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
     return Artifact(config, translators, fit, where)
@@ -136,7 +136,8 @@ def _download(resource: str) -> tuple[Path, Path]:
         raise ArtifactError(f"no lens folder {resource!r} here, and {place['repo_id']} does not give it ({reason})") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ArtifactError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, endless brackets

@@ -16,6 +16,7 @@ from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
 from lens_rnn.fitting.card import model_card
 from lens_rnn.fitting.fit import check_batches
+from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
@@ -80,6 +81,7 @@ def main(config: Config) -> None:
     init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
     model = describe_model(adapter, unembedding.sha256())
     settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
+    settings["products"] = str(config.product_dtype(adapter.dtype, device)).removeprefix("torch.")
     if config.shard:
         adapter.shard(device, processes.world)
 
@@ -93,7 +95,8 @@ def main(config: Config) -> None:
         processes.start_tracking("lens-rnn", cli.plain(config))
 
     # Fit.
-    with tqdm(total=fit_blocks.tokens.size, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
+    tokens = config.steps(fit_blocks) * config.batch_size * fit_blocks.seq_len
+    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
         def on_step(report: StepReport) -> None:
             bar.update(report.tokens - bar.n)
@@ -101,6 +104,10 @@ def main(config: Config) -> None:
             if config.tracker:
                 losses = {f"loss/layer_{i}": loss for i, loss in report.losses.items()}
                 processes.track(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, report.step)
+
+        def at_start(lens: TunedLens) -> dict[str, dict[str, float]]:
+            figures = evaluate(adapter, {"start": lens}, eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size)
+            return {str(i): {"kl": figures.lenses["start"][i].kl} for i in adapter.fitted_layers}
 
         result = fit(
             adapter,
@@ -111,6 +118,7 @@ def main(config: Config) -> None:
             processes=processes,
             checkpoints=checkpoints,
             resume_from=resume_from,
+            at_start=at_start,
             on_step=on_step,
         )
 
@@ -129,11 +137,12 @@ def main(config: Config) -> None:
         )
     if processes.is_main:
         settings |= config.resolved(fit_blocks, adapter)
-        report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes)
+        reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
+        report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         result.lens.save(config.folder)
         artifacts.write_json(config.folder / artifacts.FIT, report)
         artifacts.write_atomically(config.folder / "README.md", lambda file: file.write(model_card(report).encode()))
-        print(table(adapter, evaluation, eval_blocks.bits_per_byte))
+        print(table(adapter, report))
         for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")
         print(f"saved to {config.folder}")

@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-DEFAULT_FIT_TOKENS = 196_608
+DEFAULT_FIT_TOKENS = 262_144
 DEFAULT_EVAL_TOKENS = 32_768
 
 _GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed

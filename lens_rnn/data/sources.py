@@ -39,7 +39,7 @@ class DataConfig:
     text_field: str = "text"
     """Field of a JSON record or of a Hub data set that holds the document."""
     tokens: int | None = None
-    """Tokens to fit on, each seen once; of a small source they are drawn from everywhere. Default: 196,608, or all there are if that
+    """Tokens to fit on, each seen once; of a small source they are drawn from everywhere. Default: 262,144, or all there are if that
     is less."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on. Default: 32,768, or all there are if that is less."""

@@ -1,7 +1,8 @@
 """Fitting a tuned lens."""
 
 from lens_rnn.fitting.checkpoints import Checkpoints
-from lens_rnn.fitting.fit import FitConfig, FitResult, StepReport, fit
+from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.fit import FitResult, StepReport, fit
 from lens_rnn.fitting.objective import FusedObjective
 
 __all__ = ["Checkpoints", "FitConfig", "FitResult", "FusedObjective", "StepReport", "fit"]

@@ -67,6 +67,18 @@ class Moments:
             self.xy[half, k].addmm_(x.T, y)
             self.yy[half, k] += y.square().sum()
 
+    def inputs(self, k: int) -> tuple[Tensor, Tensor]:
+        """Mean (d_model) and covariance (d_model, d_model) of the hidden states of layer number k, float64."""
+        xx = self.xx[:, k].sum(0)
+        mean = xx[-1, :-1] / xx[-1, -1]
+        return mean, xx[:-1, :-1] / xx[-1, -1] - torch.outer(mean, mean)
+
+    @property
+    def spread(self) -> float:
+        """E‖f − E f‖²."""
+        count = self.xx[:, 0, -1, -1].sum()
+        return float((self.ff.sum() - self.f.sum(0).square().sum() / count) / count)
+
     def tensors(self) -> list[Tensor]:
         """What is summed over processes, a layer at a time, so that a sum's copy is small."""
         return [*self.xx.unbind(1), *self.xy.unbind(1), self.yy, self.ff, self.f]

@@ -7,18 +7,22 @@ resumed, do the same.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting.checkpoints import Checkpoints
 from lens_rnn.fitting.closed_form import HELD_OUT_ONE_IN, Moments
-from lens_rnn.fitting.objective import LOSSES, FusedObjective, Loss, default_chunk_tokens
-from lens_rnn.fitting.optimizers import LEARNING_RATES, OptimizerName, make_optimizer
+from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.kfac import KFAC
+from lens_rnn.fitting.objective import FusedObjective
+from lens_rnn.fitting.optimizers import make_optimizer
+from lens_rnn.fitting.sums import StepSums
 from lens_rnn.lens import TunedLens, Unembedding
-from lens_rnn.models import DTYPES, ModelAdapter
+from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
@@ -26,91 +30,6 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-
-START_TOKENS = 131_072
-Start = Literal["ridge", "zero"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How a lens is fitted."""
-
-    batch_size: int = 16
-    """Sequences in a step, over all processes together."""
-    micro_batch_size: int = 8
-    """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
-    optimizer: OptimizerName = "adamw"
-    """adamw, adam, sgd (with tuned-lens's settings) or muon."""
-    learning_rate: float | None = None
-    """Highest learning rate. Default: the optimizer's own, 1e-3 for adamw."""
-    loss: Loss = "kl"
-    """kl: match the model's own distribution; ce: predict the next token."""
-    start: Start = "ridge"
-    """ridge: closed-form regression onto the final state before the first step; zero: the logit lens, as tuned-lens does."""
-    start_tokens: int | None = None
-    """Tokens that the closed-form start looks at. Default: 131,072 or 32 × d_model, whichever is more, or all there are."""
-    clip: float = 1.0
-    """Highest norm of one layer's gradient; a layer's large gradient does not slow the others."""
-    products: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the two matrix products with the unembedding. auto: bfloat16 for a model in it, else float32. Softmax and losses
-    are float32."""
-    chunk_tokens: int | None = None
-    """Tokens whose logits are held at a time. Default: what suits the device."""
-    seed: int = 0
-    """Decides the order of the blocks."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints, of which the last two are kept."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "checkpoint_every", "chunk_tokens", "start_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
-        for name, allowed in (
-            ("products", ("auto", "float32", "bfloat16")),
-            ("optimizer", LEARNING_RATES),
-            ("loss", LOSSES),
-            ("start", ("ridge", "zero")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(allowed)}")
-
-    @property
-    def peak_learning_rate(self) -> float:
-        return self.learning_rate or LEARNING_RATES[self.optimizer]
-
-    def steps(self, blocks: TokenBlocks) -> int:
-        """Optimizer steps: each block is used at most once, and a last part of a batch is left out."""
-        return len(blocks) // self.batch_size
-
-    def start_rows(self, blocks: TokenBlocks, d_model: int) -> int:
-        """Blocks that the closed-form start looks at."""
-        wanted = self.start_tokens or max(START_TOKENS, 32 * d_model)
-        return min(len(blocks), max(1, wanted // blocks.seq_len))
-
-    def resolved(self, blocks: TokenBlocks, adapter: ModelAdapter) -> dict[str, Any]:
-        """What was left to its default, as it is for this data and model."""
-        return {
-            "learning_rate": self.peak_learning_rate,
-            "start_tokens": self.start_rows(blocks, adapter.d_model) * blocks.seq_len if self.start == "ridge" else 0,
-            "products": str(self.product_dtype(adapter.dtype)).removeprefix("torch."),
-            "chunk_tokens": self.chunk_tokens or default_chunk_tokens(adapter.vocab_size, adapter.device.type),
-            "dtype": str(adapter.dtype).removeprefix("torch."),
-            "tokens": self.steps(blocks) * self.batch_size * blocks.seq_len,
-            "checkpoint_every": self.checkpoint_every,
-        }
-
-    def product_dtype(self, head: torch.dtype) -> torch.dtype:
-        """What `products` means for a model whose head has this dtype: float16 would lose the small entries of q − p."""
-        if self.products == "auto":
-            return torch.float32 if head == torch.float16 else head
-        return DTYPES[self.products]
 
 
 class StepReport(NamedTuple):
@@ -120,10 +39,11 @@ class StepReport(NamedTuple):
     """Steps done, this one included."""
     steps: int
     tokens: int
-    """Tokens that the steps so far have seen, over all processes."""
+    """Tokens that the steps so far have seen, over all processes and passes."""
     losses: dict[int, float]
     """Mean loss of each fitted layer over the step's tokens, in nats."""
     learning_rate: float
+    """Of this step; for kfac its mean length over layers."""
 
 
 @dataclass
@@ -132,26 +52,9 @@ class FitResult:
 
     lens: TunedLens
     start: dict[str, Any] = field(default_factory=dict)
-    """Ridge and explained variance of each layer's closed-form start, by layer; {} without one."""
+    """By layer: ridge and explained variance of its closed-form start, if there was one, and what `at_start` said of it."""
     history: list[list[float]] = field(default_factory=list)
     """Mean loss of each fitted layer at each step, in nats: (steps, layers)."""
-
-
-class _Gradients:
-    """Gradients, losses and token count of one step, as views of one flat tensor, so that a step needs one reduction."""
-
-    def __init__(self, layers: int, d_model: int, device: torch.device):
-        size = d_model * d_model
-        self.flat = torch.zeros(layers * (size + d_model + 1) + 1, device=device)
-        weights, biases, self.losses, self.tokens = self.flat.split([layers * size, layers * d_model, layers, 1])
-        self.weights = weights.view(layers, d_model, d_model)
-        self.biases = biases.view(layers, d_model)
-
-    def add(self, k: int, hidden: Tensor, gradient: Tensor, losses: Tensor) -> None:
-        """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g."""
-        self.weights[k].addmm_(gradient.T, hidden.to(gradient.dtype))
-        self.biases[k] += gradient.sum(0)
-        self.losses[k] += losses.sum()
 
 
 def fit(
@@ -164,12 +67,14 @@ def fit(
     processes: Processes | None = None,
     checkpoints: Checkpoints | None = None,
     resume_from: dict[str, Any] | None = None,
+    at_start: Callable[[TunedLens], Mapping[str, Mapping[str, Any]]] | None = None,
     on_step: Callable[[StepReport], Any] | None = None,
 ) -> FitResult:
     """Fit a translator for every layer that is not trivial.
 
     init_lens: start from its translators instead of `config.start`; it is copied. checkpoints: where to save them. resume_from: what
-    `Checkpoints.last` gave, to continue from. on_step is called after every step, on every process.
+    `Checkpoints.last` gave, to continue from. at_start is given the lens before the first step, and what it says of each layer is kept in
+    the result. on_step is called after every step. Both are called on every process.
 
     Raises ConfigError if batch and processes do not fit together, FitError if there are too few tokens for one step, if the processes do
     not see the same data or checkpoint, or if a loss or a translator is not finite (the last checkpoint stays, and is finite).
@@ -177,10 +82,12 @@ def fit(
     processes = processes or Processes()
     steps = check_batches(config, blocks, processes)
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
-    objective = FusedObjective(lens.unembed, config.loss, config.product_dtype(adapter.dtype), config.chunk_tokens)
-    optimizer = make_optimizer(config.optimizer, lens, adapter.fitted_layers, config.peak_learning_rate, steps)
+    weights, biases = _stack(lens, adapter.fitted_layers)
+    optimizer = make_optimizer(config.optimizer, weights, biases, config.peak_learning_rate, steps, config.clip)
+    fisher = isinstance(optimizer, KFAC)
+    products = config.product_dtype(adapter.dtype, adapter.device)
+    objective = FusedObjective(lens.unembed, config.loss, products, config.chunk_tokens, fisher)
     result = FitResult(lens)
-    order = np.random.default_rng(config.seed).permutation(len(blocks))
     done = 0
 
     if not processes.agree(f"{resume_from['step'] if resume_from else None} {blocks.sha256}"):
@@ -191,11 +98,16 @@ def fit(
         done, result.history, result.start = resume_from["step"], resume_from["history"], resume_from["start"]
         if processes.is_main:
             log.info("resumed after step %d of %d", done, steps)
-    elif init_lens is not None:
-        for layer in adapter.fitted_layers:
-            lens[layer].load_state_dict(init_lens[layer].state_dict())
-    elif config.start == "ridge":
-        result.start = _closed_form_start(lens, adapter, blocks, config, order, processes)
+    else:
+        moments = _moments(adapter, blocks, config, processes) if config.needs_moments else None
+        if init_lens is not None:
+            for layer in adapter.fitted_layers:
+                lens[layer].load_state_dict(init_lens[layer].state_dict())
+        elif config.start == "ridge" and moments is not None:
+            result.start = _closed_form_start(lens, moments)
+        if isinstance(optimizer, KFAC) and moments is not None:
+            optimizer.begin(moments)
+        del moments
     for parameter in lens.layer_translators.parameters():
         processes.share(parameter)
 
@@ -206,22 +118,33 @@ def fit(
             checkpoints.save(step, {**state, "history": result.history, "start": result.start})
 
     if not resume_from:
+        if at_start:
+            result.start = {layer: {**result.start.get(layer, {}), **figures} for layer, figures in at_start(lens).items()}
         save(0)
-    gradients = _Gradients(len(adapter.fitted_layers), adapter.d_model, adapter.device)
+    sums = StepSums(len(adapter.fitted_layers), adapter.d_model, adapter.device, fisher)
     for step in range(done, steps):
-        rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-        losses = _accumulate(gradients, lens, adapter, blocks, objective, rows, config.micro_batch_size, processes)
-        _refuse_non_finite(losses, adapter.fitted_layers, step)
-        _apply(gradients, lens, adapter.fitted_layers, config.clip)
-        rate = optimizer.learning_rate
-        optimizer.step()
+        _accumulate(sums, lens, adapter, blocks, objective, config, step, processes)
+        losses = sums.losses.tolist()
+        blameless = [k for k in range(len(losses)) if not (isinstance(optimizer, KFAC) and optimizer.can_take_back(k))]
+        _refuse_non_finite({adapter.fitted_layers[k]: losses[k] for k in blameless}, step)
+        optimizer.step(sums)
         result.history.append(losses)
         if on_step:
             tokens = (step + 1) * config.batch_size * blocks.seq_len
-            on_step(StepReport(step + 1, steps, tokens, dict(zip(adapter.fitted_layers, losses, strict=True)), rate))
+            by_layer = dict(zip(adapter.fitted_layers, losses, strict=True))
+            on_step(StepReport(step + 1, steps, tokens, by_layer, optimizer.learning_rate))
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps:
             save(step + 1)
     return result
+
+
+def _stack(lens: TunedLens, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """One tensor for all fitted weights (layers, d_model, d_model) and one for all biases, of which the lens's parameters are views."""
+    weights = torch.stack([lens[i].weight for i in layers])
+    biases = torch.stack([lens[i].bias for i in layers])
+    for k, layer in enumerate(layers):
+        lens[layer].weight.data, lens[layer].bias.data = weights[k], biases[k]
+    return weights, biases
 
 
 def check_batches(config: FitConfig, blocks: TokenBlocks, processes: Processes) -> int:
@@ -236,12 +159,10 @@ def check_batches(config: FitConfig, blocks: TokenBlocks, processes: Processes) 
     return steps
 
 
-def _closed_form_start(
-    lens: TunedLens, adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, order: np.ndarray, processes: Processes
-) -> dict[str, Any]:
-    """Set the translators to the ridge solution on the first blocks of the order."""
+def _moments(adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, processes: Processes) -> Moments:
+    """The moments of the hidden states on the first blocks of the order, over all processes."""
     moments = Moments(adapter.fitted_layers, adapter.d_model, adapter.device)
-    rows = order[: config.start_rows(blocks, adapter.d_model)]
+    rows = config.order(0, blocks)[: config.start_rows(blocks, adapter.d_model)]
     if processes.is_main:
         log.info("closed-form start on %s tokens", f"{len(rows) * blocks.seq_len:,}")
     chooses = np.arange(len(rows)) % HELD_OUT_ONE_IN == 1
@@ -252,6 +173,11 @@ def _closed_form_start(
                 moments.add(forward.hidden_states, forward.norm_input, held_out)
     for tensor in moments.tensors():
         tensor.copy_(processes.sum(tensor))
+    return moments
+
+
+def _closed_form_start(lens: TunedLens, moments: Moments) -> dict[str, Any]:
+    """Set the translators to the ridge solution."""
     solutions = moments.solve()
     for layer, solution in solutions.items():
         lens[layer].weight.copy_(solution.weight)
@@ -260,35 +186,59 @@ def _closed_form_start(
 
 
 def _accumulate(
-    gradients: _Gradients,
+    sums: StepSums,
     lens: TunedLens,
     adapter: ModelAdapter,
     blocks: TokenBlocks,
     objective: FusedObjective,
-    rows: np.ndarray,
-    micro_batch_size: int,
+    config: FitConfig,
+    step: int,
     processes: Processes,
-) -> list[float]:
-    """Fill `gradients` with the means over the step's tokens. Returns the mean loss of each fitted layer."""
-    gradients.flat.zero_()
-    for part, real in processes.shares(rows, micro_batch_size):
-        ids = blocks.batch(part, adapter.device)
+) -> None:
+    """Fill `sums` with the means over the step's tokens."""
+    sums.flat.zero_()
+    rows = config.rows(step, blocks)
+    for part, real in processes.shares(np.arange(len(rows)), config.micro_batch_size):
+        ids = blocks.batch(rows[part], adapter.device)
         forward = adapter.forward(ids)
         if not real:
             continue
-        for chunk in objective.chunks(forward, ids):
-            for k, layer in enumerate(adapter.fitted_layers):
-                hidden = chunk.hidden[layer]
-                losses, gradient = objective.value_and_gradient(lens.transform_hidden(hidden, layer), chunk.target)
-                gradients.add(k, hidden, gradient, losses)
-            gradients.tokens += len(chunk.hidden[0])
-    gradients.flat.copy_(processes.sum(gradients.flat))
-    gradients.flat[:-1] /= gradients.tokens
-    return gradients.losses.tolist()
+        shape = (len(adapter.fitted_layers), len(rows), objective.targets(ids.shape[1]))
+        draws = _draws(config.seed, step, shape, part) if objective.fisher else None
+        with _tensor_cores(objective.products):
+            for chunk in objective.chunks(forward, ids):
+                for k, layer in enumerate(adapter.fitted_layers):
+                    hidden = chunk.hidden[layer]
+                    drawn = None if draws is None else draws[k, chunk.tokens].to(hidden.device)
+                    z = lens.transform_hidden(hidden, layer)
+                    sums.add(k, hidden, objective.derivatives(z, chunk.target, chunk.expected, drawn))
+                sums.tokens += len(chunk.hidden[0])
+    sums.average(processes)
 
 
-def _refuse_non_finite(losses: list[float], layers: tuple[int, ...], step: int) -> None:
-    for layer, loss in zip(layers, losses, strict=True):
+@contextmanager
+def _tensor_cores(products: torch.dtype) -> Iterator[None]:
+    """On CUDA, let the float32 products (translators, gradients, factors) use TF32, where those with the unembedding are coarser still."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, matmul.allow_tf32 or products == torch.bfloat16
+    try:
+        yield
+    finally:
+        matmul.allow_tf32 = before
+
+
+def _draws(seed: int, step: int, shape: tuple[int, int, int], part: np.ndarray) -> Tensor:
+    """Uniform draws in [0, 1) for the labels of some sequences of a step: (layers, sequences × targets).
+
+    shape: layers, all sequences of the step, targets in each. A function of seed, step, layer and place in the batch, so that it does not
+    matter which process draws.
+    """
+    draws = np.random.default_rng((seed, step)).random(shape, dtype=np.float32)
+    return torch.from_numpy(draws[:, part].reshape(shape[0], -1))
+
+
+def _refuse_non_finite(losses: dict[int, float], step: int) -> None:
+    for layer, loss in losses.items():
         if not np.isfinite(loss):
             raise FitError(
                 f"the loss of layer {layer} is {loss} at step {step + 1}; stopped, and the last good checkpoint is kept; "
@@ -303,12 +253,3 @@ def _refuse_non_finite_translators(lens: TunedLens, step: int) -> None:
                 f"the translator of layer {layer} is not finite after step {step}; stopped, and the last good checkpoint is kept; "
                 "try a lower --learning-rate"
             )
-
-
-def _apply(gradients: _Gradients, lens: TunedLens, layers: tuple[int, ...], clip: float) -> None:
-    """Hand each layer's gradient, clipped by its own norm, to the optimizer."""
-    for k, layer in enumerate(layers):
-        weight, bias = gradients.weights[k], gradients.biases[k]
-        norm = torch.sqrt(weight.square().sum() + bias.square().sum())
-        scale = (clip / norm.clamp(min=1e-30)).clamp(max=1.0)
-        lens[layer].weight.grad, lens[layer].bias.grad = weight * scale, bias * scale

@@ -1,25 +1,31 @@
 """What is said of a fit: the plan before it starts, its identity, fit.json, and the table at its end."""
 
+import os
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from math import log
+from math import isfinite, log
 from typing import Any
 
 from lens_rnn import artifacts
 from lens_rnn.data import TokenBlocks
 from lens_rnn.evaluation.metrics import Evaluation
 from lens_rnn.fitting.closed_form import Moments
-from lens_rnn.fitting.fit import FitConfig, FitResult
-from lens_rnn.fitting.objective import default_chunk_tokens
+from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.fit import FitResult
+from lens_rnn.fitting.kfac import KFAC
+from lens_rnn.fitting.optimizers import STATES
+from lens_rnn.fitting.reference import distance
+from lens_rnn.fitting.sums import StepSums
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
 
+_GROUPS = {"kl": "KL from the model (nats/token)", "ce": "CE (bits/byte)"}
 _PACKAGES = ("lens-rnn", "torch", "transformers", "tuned-lens", "accelerate", "numba")
-_OPTIMIZER_STATES = {"adamw": 2, "adam": 3, "sgd": 1, "muon": 1}
 
 
 def describe_model(adapter: ModelAdapter, unembedding_sha256: str) -> dict[str, Any]:
@@ -70,36 +76,64 @@ def plan(
     adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, device: torch.device, processes: Processes, sharded: bool = False
 ) -> list[str]:
     """What the run derived from its settings, in lines for people: shapes, steps, memory of one process by part."""
-    steps, d, vocab = config.steps(blocks), adapter.d_model, adapter.vocab_size
-    layers = len(adapter.fitted_layers)
-    chunk = config.chunk_tokens or default_chunk_tokens(vocab, device.type)
-    micro = min(config.micro_batch_size, config.batch_size // processes.world) * blocks.seq_len
-    translators = layers * d * (d + 1) * 4
-    item = adapter.dtype.itemsize
-    whole = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
-    memory = {
-        "model": whole // processes.world if sharded else whole,
-        "copy of the unembedding": vocab * d * item,
-        "translators": adapter.n_layers * d * (d + 1) * 4,
-        "gradients": 2 * translators,
-        f"states of {config.optimizer}": _OPTIMIZER_STATES[config.optimizer] * translators,
-        "hidden states of a micro-batch": (adapter.n_layers + 2) * micro * d * item,
-        "logits of a chunk": 3 * chunk * vocab * 4,
-        "moments, during the start": Moments.bytes_needed(layers, d) if config.start == "ridge" else 0,
-    }
-    used = steps * config.batch_size * blocks.seq_len
+    layers, chunk = len(adapter.fitted_layers), config.chunk_tokens_on(adapter, device)
+    memory = _memory(adapter, blocks, config, device, processes, sharded)
+    steps, needed, there = config.steps(blocks), sum(memory.values()), _memory_of(device, processes)
+    used, passes = config.steps_a_pass(blocks) * config.batch_size * blocks.seq_len, config.passes_over(blocks)
     rest = f" ({blocks.tokens.size - used:,} are left over)" if blocks.tokens.size > used else ""
-    return [
-        f"model      {adapter.name}: {adapter.model_type}, {adapter.n_layers} layers, d_model {d}, vocabulary {vocab:,}, {adapter.dtype}",
-        f"data       {blocks.source}: {used:,} tokens in blocks of {blocks.seq_len}{rest}",
+    rate = f" at {config.peak_learning_rate:g}" if config.optimizer != "kfac" or config.learning_rate else ""
+    lines = [
+        f"model      {adapter.name}: {adapter.model_type}, {adapter.n_layers} layers, d_model {adapter.d_model}, "
+        f"vocabulary {adapter.vocab_size:,}, {adapter.dtype}",
+        f"data       {blocks.source}: {used:,} tokens in blocks of {blocks.seq_len}{rest}, {passes} pass{'es' if passes > 1 else ''}",
         f"fit        {layers} translators, {steps} steps of {config.batch_size} × {blocks.seq_len} tokens, {config.loss}, "
-        f"{config.optimizer} at {config.peak_learning_rate:g}, {config.start} start",
-        f"processes  {processes.world} on {device.type}, {torch.get_num_threads()} threads each; {micro:,} tokens a forward pass, "
-        f"logits of {chunk:,} tokens at a time",
-        "memory     "
-        + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size)
-        + f"; sum {_bytes(sum(memory.values()))}",
+        f"{config.optimizer}{rate}, {config.start} start, products in {config.product_dtype(adapter.dtype, device)}",
+        f"processes  {processes.world} on {device.type}, {torch.get_num_threads()} threads each; "
+        f"{_micro_batch(config, blocks, processes):,} tokens a forward pass, logits of {chunk:,} tokens at a time",
+        "memory     " + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size) + f"; sum {_bytes(needed)}",
     ]
+    if there and needed > there:
+        lines.append(f"warning    that is more than the {_bytes(there)} there are; a lower --micro-batch-size or --shard may help")
+        with_adamw = sum(_memory(adapter, blocks, replace(config, optimizer="adamw"), device, processes, sharded).values())
+        if config.optimizer == "kfac" and with_adamw < needed:
+            lines[-1] += f", and --optimizer adamw needs {_bytes(with_adamw)}"
+    return lines
+
+
+def _micro_batch(config: FitConfig, blocks: TokenBlocks, processes: Processes) -> int:
+    """Most tokens in one forward pass of one process."""
+    return min(config.micro_batch_size, config.batch_size // processes.world) * blocks.seq_len
+
+
+def _memory(
+    adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, device: torch.device, processes: Processes, sharded: bool
+) -> dict[str, int]:
+    """Bytes that one process needs, by part."""
+    d, vocab, layers, item = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers), adapter.dtype.itemsize
+    products, kfac = config.product_dtype(adapter.dtype, device), config.optimizer == "kfac"
+    translators = layers * d * (d + 1) * 4
+    whole = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
+    return {
+        "model": whole // processes.world if sharded else whole,
+        "copy of the unembedding": vocab * d * (item + (products.itemsize if products != adapter.dtype else 0)),
+        "translators": adapter.n_layers * d * (d + 1) * 4,
+        "gradients and factors of a step": (2 if processes.world > 1 else 1) * StepSums.bytes_needed(layers, d, kfac)
+        + (0 if kfac else translators),
+        f"states of {config.optimizer}": KFAC.bytes_needed(layers, d) if kfac else STATES[config.optimizer] * translators,
+        "hidden states of a micro-batch": (adapter.n_layers + 2) * _micro_batch(config, blocks, processes) * d * item,
+        "logits of a chunk": (3 if kfac else 2) * config.chunk_tokens_on(adapter, device) * vocab * products.itemsize,
+        "moments, during the start": Moments.bytes_needed(layers, d) if config.needs_moments else 0,
+    }
+
+
+def _memory_of(device: torch.device, processes: Processes) -> int:
+    """Bytes that a process can have on its device; 0 where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes.on_this_machine if device.type == "cpu" else 0
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 def fit_report(
@@ -111,15 +145,16 @@ def fit_report(
     result: FitResult,
     evaluation: Evaluation,
     processes: Processes,
+    reference: Mapping[int, float] | None = None,
 ) -> dict[str, Any]:
-    """The content of fit.json."""
+    """The content of fit.json. reference: KL of the best known translators, by layer."""
     factor = eval_blocks.bits_per_byte
     logit, tuned = evaluation.lenses["logit"], evaluation.lenses["tuned"]
     return {
         "model": dict(model),
         "settings": dict(settings),
         "data": {"fit": describe_data(fit_blocks), "eval": describe_data(eval_blocks)},
-        "units": {"kl": "nats per token", "ce": "bits per byte", "bits_per_byte_per_nat": factor},
+        "units": {"kl": "nats per token", "ce": "bits per byte", "distance_to_reference": "relative", "bits_per_byte_per_nat": factor},
         "baselines": {
             "uniform_ce": evaluation.uniform_ce * factor,
             "unigram_ce": None if evaluation.unigram_ce is None else evaluation.unigram_ce * factor,
@@ -130,14 +165,21 @@ def fit_report(
                 "depth": adapter.depth(i),
                 "fitted": i not in adapter.trivial_layers,
                 "kl_logit": logit[i].kl,
+                "kl_start": result.start.get(str(i), {}).get("kl"),
                 "kl_tuned": tuned[i].kl,
+                "kl_reference": reference.get(i) if reference else None,
                 "ce_logit": logit[i].ce * factor,
                 "ce_tuned": tuned[i].ce * factor,
                 "start": result.start.get(str(i)),
             }
             for i in range(adapter.n_layers)
         },
-        "training_loss": {"unit": "nats per token", "layers": list(adapter.fitted_layers), "steps": result.history},
+        "distance_to_reference": distance({i: tuned[i].kl for i in tuned}, reference, adapter.fitted_layers) if reference else None,
+        "training_loss": {
+            "unit": "nats per token",
+            "layers": list(adapter.fitted_layers),
+            "steps": [[x if isfinite(x) else None for x in row] for row in result.history],
+        },
         "run": {
             "processes": processes.world,
             "threads": torch.get_num_threads(),
@@ -149,25 +191,34 @@ def fit_report(
     }
 
 
-def table(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float) -> str:
-    """Per layer: logit-lens KL, tuned KL, and cross-entropy beside the baselines."""
-    logit, tuned = evaluation.lenses["logit"], evaluation.lenses["tuned"]
+def table(adapter: ModelAdapter, report: Mapping[str, Any]) -> str:
+    """The certificate of a fit, from the content of fit.json: per layer, KL before and after, and cross-entropy beside the baselines."""
+    rows, columns = report["layers"], ["kl_logit", "kl_start", "kl_tuned", "kl_reference", "ce_logit", "ce_tuned"]
+    titles = {
+        "kl_logit": "logit lens",
+        "kl_start": "at start",
+        "kl_tuned": "tuned lens",
+        "kl_reference": "best known",
+        "ce_logit": "logit lens",
+        "ce_tuned": "tuned lens",
+    }
+    columns = [name for name in columns if any(row[name] is not None for row in rows.values())]
+    groups = [(title, sum(name.startswith(kind) for name in columns)) for kind, title in _GROUPS.items()]
     lines = [
-        "              KL from the model (nats/token)    cross-entropy (bits/byte)",
-        "layer  depth      logit lens    tuned lens    logit lens    tuned lens",
+        " " * 12 + "".join(f"{title:>{12 * n}}" for title, n in groups),
+        "layer  depth" + "".join(f"{titles[name]:>12}" for name in columns),
     ]
     for i in range(adapter.n_layers):
+        row = rows[str(i)]
+        cells = "".join(f"{row[name]:12.3f}" if row[name] is not None else " " * 12 for name in columns)
         note = "   (trivial: the model itself)" if i in adapter.trivial_layers else ""
-        figures = [logit[i].kl, tuned[i].kl, logit[i].ce * bits_per_byte, tuned[i].ce * bits_per_byte]
-        lines.append(f"{i:5d}  {adapter.depth(i):5.2f}  " + "  ".join(f"{x:12.3f}" for x in figures) + note)
-    fitted = adapter.fitted_layers
-    means = [float(np.mean([lens[i].kl for i in fitted])) for lens in (logit, tuned)]
-    lines.append(f" mean         {means[0]:12.3f}  {means[1]:12.3f}")
-    baselines = {"model": evaluation.model.ce, "unigram": evaluation.unigram_ce, "uniform": evaluation.uniform_ce}
-    lines.append(
-        "baselines, bits/byte: " + ", ".join(f"{name} {ce * bits_per_byte:.3f}" for name, ce in baselines.items() if ce is not None)
-    )
-    return "\n".join(lines)
+        lines.append(f"{i:5d}  {row['depth']:5.2f}{cells}{note}")
+    means = {name: np.mean([rows[str(i)][name] for i in adapter.fitted_layers]) for name in columns if name.startswith("kl")}
+    lines.append(" mean       " + "".join(f"{mean:12.3f}" for mean in means.values()))
+    if report["distance_to_reference"] is not None:
+        lines.append(f"distance to the best known translators: {report['distance_to_reference']:+.1%} in mean KL")
+    baselines = ((name, report["baselines"][f"{name}_ce"]) for name in ("model", "unigram", "uniform"))
+    return "\n".join([*lines, "baselines, bits/byte: " + ", ".join(f"{name} {ce:.3f}" for name, ce in baselines if ce is not None)])
 
 
 def _version(package: str) -> str:

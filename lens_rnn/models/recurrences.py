@@ -22,42 +22,22 @@ The naive twins stand in tests/reference/recurrences.py.
 from functools import lru_cache
 from typing import Any
 
+from lens_rnn.compiled import FASTMATH, exp
+
 import numpy as np
 import torch
 from numba import njit, prange
 from torch import Tensor
 
-# Sums may be reordered and products fused, as a compiler must to use vector units; NaN and infinity keep their meaning.
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
 _SCAN_CHANNELS = 32  # channels in one task of the scan: its part of dB and dC is summed before it leaves the task
 _WKV_CHANNELS = 64  # channels in one task of WKV: the states of 64 channels and 128 steps fill 96 KiB
-_LOG2_E = np.float32(1.4426950408889634)
-_LN2_HIGH = np.float32(0.693359375)  # ln 2 in two parts, so that x − k ln 2 is exact to np.float32
-_LN2_LOW = np.float32(-2.12194440e-4)
-
-
-@njit(inline="always", fastmath=_FASTMATH)
-def _exp(x: Any) -> Any:
-    """exp(x) in float32 to about 1 ulp for x ≤ 0 (arguments here never exceed 0), written so that loops over it vectorise."""
-    x = max(x, np.float32(-87.0))  # below this exp is 0 for every use here
-    k = np.floor(x * _LOG2_E + np.float32(0.5))
-    r = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * r * r + r + np.float32(1.0)
-    power = np.int32((np.int32(k) + np.int32(127)) << np.int32(23))  # the bits of 2^k
-    return p * power.view(np.float32)
 
 
 @lru_cache(maxsize=8)
 def _scan_kernels(n: int) -> tuple[Any, Any]:
     """The forward and backward kernels for SSM state size n, which is a constant in them so that loops over it unroll."""
 
-    @njit(parallel=True, fastmath=_FASTMATH, cache=True)
+    @njit(parallel=True, fastmath=FASTMATH, cache=True)
     def forward(u, dt, A, B, C, start, y, last):
         batch, channels, seq = u.shape
         parts = (channels + _SCAN_CHANNELS - 1) // _SCAN_CHANNELS
@@ -72,13 +52,13 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
                     drive = step * u[b, d, t]
                     total = np.float32(0.0)
                     for j in range(n):
-                        state[j] = _exp(step * A[d, j]) * state[j] + drive * B[b, t, j]
+                        state[j] = exp(step * A[d, j]) * state[j] + drive * B[b, t, j]
                         total += C[b, t, j] * state[j]
                     y[b, d, t] = total
                 for j in range(n):
                     last[b, d, j] = state[j]
 
-    @njit(parallel=True, fastmath=_FASTMATH, cache=True)
+    @njit(parallel=True, fastmath=FASTMATH, cache=True)
     def backward(u, dt, A, B, C, start, gy, glast, gu, gdt, gA, gB, gC, gstart):
         batch, channels, seq = u.shape
         parts = gB.shape[1]
@@ -97,7 +77,7 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
                     step = dt[b, d, t]
                     drive = step * u[b, d, t]
                     for j in range(n):
-                        decays[t, j] = _exp(step * A[d, j])
+                        decays[t, j] = exp(step * A[d, j])
                         states[t + 1, j] = decays[t, j] * states[t, j] + drive * B[b, t, j]
                 for back in range(seq):
                     t = seq - 1 - back
@@ -158,7 +138,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
     return _SelectiveScan.apply(*(t.float() for t in (u, dt, A, B, C, state)))
 
 
-@njit(parallel=True, fastmath=_FASTMATH, cache=True)
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
 def _wkv_forward(w, u, k, v, num, den, top, y):  # pragma: no cover - compiled
     batch, seq, channels = k.shape
     parts = (channels + _WKV_CHANNELS - 1) // _WKV_CHANNELS
@@ -169,16 +149,16 @@ def _wkv_forward(w, u, k, v, num, den, top, y):  # pragma: no cover - compiled
             for d in range(first, min(channels, first + _WKV_CHANNELS)):
                 key, value = k[b, t, d], v[b, t, d]
                 high = max(top[b, d], key + u[d])
-                old, new = _exp(top[b, d] - high), _exp(key + u[d] - high)
+                old, new = exp(top[b, d] - high), exp(key + u[d] - high)
                 y[b, t, d] = (old * num[b, d] + new * value) / (old * den[b, d] + new)
                 high = max(top[b, d] + w[d], key)
-                old, new = _exp(top[b, d] + w[d] - high), _exp(key - high)
+                old, new = exp(top[b, d] + w[d] - high), exp(key - high)
                 num[b, d] = old * num[b, d] + new * value
                 den[b, d] = old * den[b, d] + new
                 top[b, d] = high
 
 
-@njit(parallel=True, fastmath=_FASTMATH, cache=True)
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
 def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - compiled
     """Let N_t = Σ_{i<t} e^{w(t−1−i)+k_i} v_i, M_t the same without v, D_t = M_t + e^{u+k_t}; then y_t = (N_t + e^{u+k_t} v_t) / D_t and
 
@@ -201,7 +181,7 @@ def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - comp
             for c in range(width):
                 d = first + c
                 high = max(tops[t, c] + w[d], k[b, t, d])
-                old, new = _exp(tops[t, c] + w[d] - high), _exp(k[b, t, d] - high)
+                old, new = exp(tops[t, c] + w[d] - high), exp(k[b, t, d] - high)
                 nums[t + 1, c] = old * nums[t, c] + new * v[b, t, d]
                 dens[t + 1, c] = old * dens[t, c] + new
                 tops[t + 1, c] = high
@@ -210,18 +190,18 @@ def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - comp
             for c in range(width):
                 d = first + c
                 key, value, out, g = k[b, t, d], v[b, t, d], y[b, t, d], gy[b, t, d]
-                later = _exp(min(key + gtop[c], np.float32(0.0)))  # e^{k_t} on GN_{t+1}
-                past = _exp(min(tops[t, c] + w[d] + gtop[c], np.float32(0.0)))  # e^{w} N_t on GN_{t+1}
+                later = exp(min(key + gtop[c], np.float32(0.0)))  # e^{k_t} on GN_{t+1}
+                past = exp(min(tops[t, c] + w[d] + gtop[c], np.float32(0.0)))  # e^{w} N_t on GN_{t+1}
                 gw[b, d] += past * (nums[t, c] * gn[c] + dens[t, c] * gm[c])
                 high = max(tops[t, c], key + u[d])
-                old, new = _exp(tops[t, c] - high), _exp(key + u[d] - high)
+                old, new = exp(tops[t, c] - high), exp(key + u[d] - high)
                 scale = g / (old * dens[t, c] + new)
                 now = scale * new
                 gu[b, d] += now * (value - out)
                 gv[b, t, d] = now + later * gn[c]
                 gk[b, t, d] = now * (value - out) + later * (value * gn[c] + gm[c])
                 next_top = max(-high, w[d] + gtop[c])
-                fresh, carried = _exp(-high - next_top), _exp(w[d] + gtop[c] - next_top)
+                fresh, carried = exp(-high - next_top), exp(w[d] + gtop[c] - next_top)
                 gn[c] = carried * gn[c] + fresh * scale
                 gm[c] = carried * gm[c] - fresh * scale * out
                 gtop[c] = next_top

@@ -1,17 +1,23 @@
 """The loop: that it lowers the loss, is reproducible, resumes to the bit, and refuses what cannot be fitted."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.evaluation.metrics import evaluate
-from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
-from lens_rnn.fitting.fit import check_batches
-from lens_rnn.fitting.objective import FusedObjective, Target
+from lens_rnn.fitting import Checkpoints, FitConfig, FitResult, StepReport, fit
+from lens_rnn.fitting.fit import _accumulate, _draws, check_batches
+from lens_rnn.fitting.kfac import FIRST_LENGTH
+from lens_rnn.fitting.objective import Derivatives, FusedObjective
 from lens_rnn.fitting.optimizers import LEARNING_RATES
+from lens_rnn.fitting.sums import StepSums
 from lens_rnn.lens import LogitLens, TunedLens
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
+from tests.conftest import FAMILIES, make_model, save_model
+from tests.reference import objective as naive
 
 import numpy as np
 import pytest
@@ -29,7 +35,9 @@ def make_blocks(blocks: int = 60, seq_len: int = 16, vocab_size: int = 96, seed:
 
 
 def config(**changes) -> FitConfig:
-    return FitConfig(**{"batch_size": 4, "micro_batch_size": 2, "checkpoint_every": 5} | changes)
+    """Products in float32: what is exact elsewhere is then exact to rounding, on every machine."""
+    fixed = {"batch_size": 4, "micro_batch_size": 2, "passes": 1, "checkpoint_every": 5, "products": "float32"}
+    return FitConfig(**fixed | changes)
 
 
 def state(lens: TunedLens) -> dict[str, torch.Tensor]:
@@ -73,8 +81,6 @@ def test_steps_improve_on_the_closed_form_which_improves_on_nothing(tiny_model: 
 
 def test_one_step_of_plain_gradient_descent_is_the_mean_gradient(tiny_neox: ModelAdapter) -> None:
     """SGD's first step with Nesterov moves by lr × 1.9 × the clipped gradient, here computed by autograd."""
-    from tests.reference import objective as naive
-
     blocks = make_blocks(4)
     result = fit(tiny_neox, blocks, config(optimizer="sgd", start="zero", learning_rate=0.5, clip=1e9))
     lens = TunedLens.from_adapter(tiny_neox).requires_grad_(False)
@@ -94,35 +100,153 @@ def test_each_layer_is_clipped_by_its_own_norm(tiny_neox: ModelAdapter) -> None:
         assert float(moved.norm()) == pytest.approx(1.9e-3, rel=1e-4)
 
 
+@dataclass(frozen=True)
+class OneOfSeveral(Processes):
+    """One of several processes that never meet: its sums are its own."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+def sums_of_a_step(adapter: ModelAdapter, settings: FitConfig, step: int, processes: Processes | None = None) -> StepSums:
+    """The means over one process's tokens of a step, from the logit lens."""
+    lens = TunedLens.from_adapter(adapter).requires_grad_(False)
+    sums = StepSums(len(adapter.fitted_layers), adapter.d_model, adapter.device, fisher=True)
+    objective = FusedObjective(lens.unembed, settings.loss, torch.float32, settings.chunk_tokens, fisher=True)
+    _accumulate(sums, lens, adapter, make_blocks(12), objective, settings, step, processes or Processes())
+    return sums
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_the_sums_of_a_step_are_those_of_the_naive_twins(tiny_model: ModelAdapter, loss: str) -> None:
+    """Mean loss, gradients by autograd, and E[s sᵀ] for labels drawn by the inverse CDF from the step's draws."""
+    settings = config(loss=loss, chunk_tokens=7)
+    sums = sums_of_a_step(tiny_model, settings, 1)
+    ids = make_blocks(12).batch(settings.rows(1, make_blocks(12)))
+    forward = tiny_model.forward(ids)
+    lens = TunedLens.from_adapter(tiny_model).requires_grad_(False)
+    keep = slice(None) if loss == "kl" else slice(None, -1)
+    final, labels = forward.final[:, keep].flatten(0, 1), ids[:, 1:].flatten()
+    draws = _draws(settings.seed, 1, (len(tiny_model.fitted_layers), 4, 16 if loss == "kl" else 15), np.arange(4))
+    for k, layer in enumerate(tiny_model.fitted_layers):
+        translator = lens[layer].requires_grad_(True)
+        z = lens.transform_hidden(forward.hidden_states[layer][:, keep].flatten(0, 1), layer)
+        values = naive.kl(z, final, lens.unembed) if loss == "kl" else naive.ce(z, labels, lens.unembed)
+        gradients = torch.autograd.grad(values.mean(), [translator.weight, translator.bias])
+        z = z.detach().requires_grad_()
+        drawn = (lens.unembed(z).double().softmax(-1).cumsum(-1) <= draws[k, :, None]).sum(-1)
+        (sampled,) = torch.autograd.grad(naive.ce(z, drawn, lens.unembed).sum(), z)
+        fisher = sampled.T @ sampled / len(z)
+        got = (sums.losses[k], sums.weights[k], sums.biases[k], sums.fisher[k])
+        for mean, expected in zip(got, (values.mean(), *gradients, fisher), strict=True):
+            torch.testing.assert_close(mean, expected.detach(), rtol=1e-4, atol=1e-5)
+        assert fisher.norm() > 0.01
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_what_a_step_adds_up_does_not_depend_on_who_adds(tiny_neox: ModelAdapter, loss: str) -> None:
+    """One process, two or three, micro-batches and chunks of any size: the same tokens, the same draws, the same means."""
+    settings = config(batch_size=6, micro_batch_size=6, loss=loss)
+    whole = sums_of_a_step(tiny_neox, settings, 1).flat
+    assert whole.norm() > 0.1
+    for world, micro_batch_size, chunk_tokens in ((1, 1, 5), (1, 4, 1000), (2, 2, 1000), (3, 6, 9)):
+        cut = replace(settings, micro_batch_size=micro_batch_size, chunk_tokens=chunk_tokens)
+        parts = [sums_of_a_step(tiny_neox, cut, 1, OneOfSeveral(rank=rank, world=world)).flat for rank in range(world)]
+        torch.testing.assert_close(torch.stack(parts).mean(0)[:-1], whole[:-1], rtol=1e-4, atol=1e-6)
+        assert torch.stack(parts).sum(0)[-1] == whole[-1]
+
+
+def test_draws_differ_between_steps_layers_and_sequences() -> None:
+    first = _draws(0, 3, (2, 4, 5), np.arange(4))
+    assert first.shape == (2, 20)
+    assert torch.equal(_draws(0, 3, (2, 4, 5), np.array([1, 3])), first[:, [*range(5, 10), *range(15, 20)]])
+    others = [_draws(seed, step, (2, 4, 5), np.arange(4)) for seed, step in ((0, 4), (1, 3))]
+    everything = torch.cat([first.flatten(), *(other.flatten() for other in others)])
+    assert len(everything.unique()) > 115
+    assert everything.min() >= 0
+    assert everything.max() < 1
+
+
 def test_micro_batch_size_does_not_change_the_result(tiny_rwkv4: ModelAdapter) -> None:
     one, two = (state(fit(tiny_rwkv4, make_blocks(20), config(micro_batch_size=m)).lens) for m in (1, 4))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-5)
 
 
+def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once() -> None:
+    settings, blocks = config(passes=3), make_blocks(14)
+    assert settings.steps(blocks) == 9
+    passes = [np.concatenate([settings.rows(step, blocks) for step in range(first, first + 3)]) for first in (0, 3, 6)]
+    assert all(len(set(rows.tolist())) == 12 for rows in passes)
+    assert len({tuple(rows.tolist()) for rows in passes}) == 3
+    again, other = config(passes=3), config(passes=3, seed=1)
+    assert np.array_equal(again.rows(7, blocks), settings.rows(7, blocks))
+    assert not np.array_equal(other.rows(7, blocks), settings.rows(7, blocks))
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)])
+def test_few_tokens_are_seen_several_times(tokens: int, passes: int) -> None:
+    blocks = TokenBlocks(np.zeros((tokens // 256, 256), dtype=np.uint16), "zeros", tokens, tokens, 1, "0" * 64)
+    assert config(passes=None).passes_over(blocks) == passes
+    assert config(passes=3).passes_over(blocks) == 3
+
+
 class StopHereError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [3, 7, 12])
-def test_a_resumed_run_ends_bit_identical(tiny_mamba: ModelAdapter, tmp_path: Path, stop_after: int) -> None:
-    blocks = make_blocks()
-    whole = state(fit(tiny_mamba, blocks, config()).lens)
-    checkpoints = Checkpoints(tmp_path, {"model": "a"})
+def stopped_and_resumed(
+    adapter: ModelAdapter, blocks: TokenBlocks, settings: FitConfig, stop_after: int, folder: Path, **arguments: Any
+) -> tuple[FitResult, list[StepReport]]:
+    """What a fit that was killed after a step comes to when it is resumed, and the reports of the resumed part."""
+    checkpoints, reports = Checkpoints(folder, {"model": "a"}), []
 
     def stop(report: StepReport) -> None:
         if report.step == stop_after:
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        fit(tiny_mamba, blocks, config(), checkpoints=checkpoints, on_step=stop)
-    steps: list[int] = []
-    result = fit(
-        tiny_mamba, blocks, config(), checkpoints=checkpoints, resume_from=checkpoints.last(), on_step=lambda r: steps.append(r.step)
-    )
-    assert_identical(whole, state(result.lens))
-    assert steps[0] == stop_after // 5 * 5 + 1
-    assert len(result.history) == 15
+        fit(adapter, blocks, settings, checkpoints=checkpoints, on_step=stop, **arguments)
+    last = checkpoints.last()
+    return fit(adapter, blocks, settings, checkpoints=checkpoints, resume_from=last, on_step=reports.append, **arguments), reports
+
+
+@pytest.mark.parametrize(("optimizer", "stop_after"), [("kfac", 3), ("kfac", 7), ("kfac", 12), ("adamw", 12)])
+def test_a_resumed_run_ends_bit_identical(tiny_mamba: ModelAdapter, tmp_path: Path, optimizer: str, stop_after: int) -> None:
+    """16 steps in two passes; kfac's inverses are made at steps 1 to 5, 9 and 13, its checkpoints after 5, 10 and 15."""
+    blocks, settings = make_blocks(32), config(optimizer=optimizer, passes=2)
+    rates: list[float] = []
+    whole = fit(tiny_mamba, blocks, settings, on_step=lambda report: rates.append(report.learning_rate))
+    resumed, reports = stopped_and_resumed(tiny_mamba, blocks, settings, stop_after, tmp_path)
+    assert_identical(state(whole.lens), state(resumed.lens))
+    done = stop_after // 5 * 5
+    assert [report.step for report in reports] == list(range(done + 1, 17))
+    assert [report.learning_rate for report in reports] == rates[done:]
+    assert resumed.history == whole.history
+    assert resumed.start == whole.start
+    assert len(whole.history) == 16
+
+
+def test_what_was_said_at_the_start_is_kept_through_a_resume(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def at_start(lens: TunedLens) -> dict[str, dict[str, float]]:
+        seen.append(state(lens))
+        return {str(i): {"kl": 1.0 + i} for i in tiny_mamba.fitted_layers}
+
+    resumed, _ = stopped_and_resumed(tiny_mamba, make_blocks(32), config(), 7, tmp_path, at_start=at_start)
+    assert len(seen) == 1, "a resumed run has no start"
+    assert {layer: sorted(said) for layer, said in resumed.start.items()} == {key: ["explained", "kl", "ridge"] for key in "01"}
+    assert [said["kl"] for said in resumed.start.values()] == [1.0, 2.0]
+    nothing_yet = fit(tiny_mamba, make_blocks(32), config(learning_rate=1e-30)).lens
+    for name, tensor in state(nothing_yet).items():
+        torch.testing.assert_close(seen[0][name], tensor, rtol=1e-6, atol=1e-8)
+    from_zero = fit(tiny_mamba, make_blocks(4), config(start="zero"), at_start=at_start)
+    assert from_zero.start == {"0": {"kl": 1.0}, "1": {"kl": 2.0}}
+    assert not any(tensor.any() for tensor in seen[1].values())
 
 
 def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
@@ -146,27 +270,94 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tiny_mamba: ModelAdapter
         Checkpoints(tmp_path, {"world size": 2, "setting loss": "kl"}).last()
 
 
-def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, calls = FusedObjective.value_and_gradient, 0
+def poison(monkeypatch: pytest.MonkeyPatch, *bad_calls: int) -> None:
+    """Make the objective's losses NaN at some of its calls, counted from 1."""
+    plain, calls = FusedObjective.derivatives, 0
 
-    def poisoned(self: FusedObjective, z: torch.Tensor, target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    def poisoned(self: FusedObjective, *arguments: object) -> Derivatives:
         nonlocal calls
         calls += 1
-        losses, gradient = plain(self, z, target)
-        return (losses * float("nan") if calls == 6 * 4 + 2 else losses), gradient  # step 7: two layers, two micro-batches a step
+        derivatives = plain(self, *arguments)
+        return derivatives._replace(loss=derivatives.loss * float("nan")) if calls in bad_calls else derivatives
 
-    monkeypatch.setattr(FusedObjective, "value_and_gradient", poisoned)
+    monkeypatch.setattr(FusedObjective, "derivatives", poisoned)
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, 6 * 4 + 2)  # step 7: two layers, two micro-batches a step
     with pytest.raises(FitError, match="layer 1 is nan at step 7"):
+        fit(tiny_mamba, make_blocks(), config(optimizer="adamw"), checkpoints=Checkpoints(tmp_path, {}))
+    saved = Checkpoints(tmp_path, {}).last()
+    assert saved is not None
+    assert saved["step"] == 5
+
+
+def test_a_nan_loss_takes_a_step_of_kfac_back_and_a_second_one_stops(
+    tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layer 1 at step 7: it stays where it was before step 6, until step 8. Another NaN then cannot be its step's doing."""
+    with monkeypatch.context() as patch:
+        poison(patch, 6 * 4 + 2)
+        translators: list[dict[str, torch.Tensor]] = []
+        plain = fit_with_states(tiny_mamba, translators, config())
+    assert [np.isnan(row).tolist() for row in plain.history].index([False, True]) == 6
+    assert np.isnan(plain.history).sum() == 1
+    for name in ("1.weight", "1.bias"):
+        torch.testing.assert_close(translators[6][name], translators[4][name], rtol=1e-6, atol=1e-7)
+        assert not torch.equal(translators[5][name], translators[4][name])
+        assert not torch.equal(translators[7][name], translators[6][name])
+    assert all(tensor.isfinite().all() for tensor in state(plain.lens).values())
+
+    poison(monkeypatch, 6 * 4 + 2, 7 * 4 + 2)
+    with pytest.raises(FitError, match="layer 1 is nan at step 8"):
         fit(tiny_mamba, make_blocks(), config(), checkpoints=Checkpoints(tmp_path, {}))
     saved = Checkpoints(tmp_path, {}).last()
     assert saved is not None
     assert saved["step"] == 5
 
 
+def fit_with_states(adapter: ModelAdapter, translators: list[dict[str, torch.Tensor]], settings: FitConfig) -> FitResult:
+    """A fit of 15 steps whose translators after each are appended to a list."""
+    lenses: list[TunedLens] = []
+
+    def on_step(report: StepReport) -> None:
+        translators.append(state(lenses[0]))
+
+    return fit(adapter, make_blocks(), settings, at_start=lambda lens: lenses.append(lens) or {}, on_step=on_step)
+
+
+def test_a_model_that_is_not_finite_is_refused_at_the_first_step(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step can be blamed for that."""
+    poison(monkeypatch, 1)
+    with pytest.raises(FitError, match=r"layer 0 is nan at step 1; .* --dtype float32 if the model overflows"):
+        fit(tiny_mamba, make_blocks(), config())
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "adamw", "sgd"])
+def test_each_step_is_reported_with_what_it_found_and_did(tiny_mamba: ModelAdapter, optimizer: str) -> None:
+    reports: list[StepReport] = []
+    result = fit(tiny_mamba, make_blocks(40), config(optimizer=optimizer), on_step=reports.append)
+    assert [(report.step, report.steps, report.tokens) for report in reports] == [(n, 10, 64 * n) for n in range(1, 11)]
+    assert [[report.losses[i] for i in tiny_mamba.fitted_layers] for report in reports] == result.history
+    rates = [report.learning_rate for report in reports]
+    if optimizer == "kfac":
+        assert rates[0] == pytest.approx(FIRST_LENGTH)
+        assert all(0 < rate <= 1 for rate in rates)
+    elif optimizer == "sgd":
+        assert rates == pytest.approx([0.1 * (10 - n) / 10 for n in range(10)])
+    else:
+        assert rates == pytest.approx([1e-3 * (10 - n) / 10 for n in range(10)])
+
+
 def test_translators_that_overflow_are_never_saved(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
     """The loss is looked at before a step and the translators after it, so a checkpoint is always good."""
     with pytest.raises(FitError, match="translator of layer 0 is not finite after step 1"):
-        fit(tiny_mamba, make_blocks(4), config(learning_rate=float("inf"), checkpoint_every=1), checkpoints=Checkpoints(tmp_path, {}))
+        fit(
+            tiny_mamba,
+            make_blocks(4),
+            config(optimizer="adamw", learning_rate=float("inf"), checkpoint_every=1),
+            checkpoints=Checkpoints(tmp_path, {}),
+        )
     saved = Checkpoints(tmp_path, {}).last()
     assert saved is not None
     assert saved["step"] == 0
@@ -209,7 +400,42 @@ def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
         fit(tiny_mamba, make_blocks(3), config())
 
 
-BAD_SETTINGS = {"batch_size": 0, "learning_rate": -1.0, "clip": 0.0, "seed": -1, "chunk_tokens": 0, "start_tokens": 0}
+@pytest.fixture(scope="module", params=[(family, dtype) for family in FAMILIES for dtype in ("float32", "bfloat16")], ids=" in ".join)
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelAdapter:
+    """The tiny model of each family, loaded in each format."""
+    family, dtype = request.param
+    return load_model(save_model(make_model(family), tmp_path_factory.mktemp(family)), dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("learning_rate", [1.0, 20.0])
+@pytest.mark.parametrize("start", ["ridge", "zero", "std 1", "std 30"])
+def test_kfac_diverges_from_no_start(loaded: ModelAdapter, start: str, learning_rate: float) -> None:
+    """Held-out KL of every layer at the end beside the start. Steps 20 times as long as measured only add noise."""
+    init_lens, held_out, before = None, make_blocks(32, seed=1), {}
+    if start.startswith("std"):
+        init_lens, generator = TunedLens.from_adapter(loaded), torch.Generator().manual_seed(0)
+        for parameter in init_lens.layer_translators.parameters():
+            torch.nn.init.normal_(parameter.data, std=float(start[4:]), generator=generator)
+
+    def kl(lens: TunedLens) -> dict[int, float]:
+        figures = evaluate(loaded, {"it": lens}, held_out, micro_batch_size=32).lenses["it"]
+        return {i: figures[i].kl for i in loaded.fitted_layers}
+
+    def at_start(lens: TunedLens) -> dict[str, dict[str, float]]:
+        before.update(kl(lens))
+        return {}
+
+    settings = config(
+        batch_size=8, micro_batch_size=8, learning_rate=learning_rate, start="ridge" if start == "ridge" else "zero", products="auto"
+    )
+    result = fit(loaded, make_blocks(96), settings, init_lens=init_lens, at_start=at_start)
+    after, margin = kl(result.lens), 1.02 if learning_rate == 1 else 1.2
+    assert {i: after[i] for i in after if not after[i] <= margin * before[i]} == {}
+    assert np.isfinite(result.history).all()
+    assert (np.max(result.history, axis=0) < 1.6 * np.array(result.history[0])).all()
+
+
+BAD_SETTINGS = {"batch_size": 0, "passes": 0, "learning_rate": -1.0, "clip": 0.0, "seed": -1, "chunk_tokens": 0, "start_tokens": 0}
 UNKNOWN_NAMES = {"optimizer": "lion", "loss": "mse", "products": "fp8", "start": "pca"}
 
 

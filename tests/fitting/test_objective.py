@@ -23,8 +23,10 @@ def test_values_and_gradients_equal_autograd(tiny_model: ModelAdapter, loss: str
     z, final, ids, unembedding = _batch(tiny_model, precision)
     objective = FusedObjective(unembedding, loss)
     labels = ids.flatten()
-    target = objective.target(final, labels if loss == "ce" else None)
-    values, gradient = objective.value_and_gradient(z, target)
+    target, of_target = objective.target(final, labels if loss == "ce" else None)
+    values, gradient, sampled = objective.derivatives(z, target)
+    assert of_target is None
+    assert sampled is None
     expected_z = z.clone().requires_grad_()
     expected = naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, labels, unembedding)
     # HF Mamba's RMSNorm computes in float32 whatever it is given, which bounds what float64 can show there.
@@ -45,7 +47,8 @@ def test_chunks_cover_every_token_once(tiny_neox: ModelAdapter, loss: str) -> No
         chunks = list(objective.chunks(forward, ids))
         assert all(len(chunk.hidden[0]) <= chunk_tokens for chunk in chunks)
         assert sum(len(chunk.hidden[0]) for chunk in chunks) == (60 if loss == "kl" else 57)
-        totals.append(sum(objective.value_and_gradient(lens.transform_hidden(c.hidden[1], 1), c.target)[0].sum() for c in chunks))
+        assert [i for chunk in chunks for i in range(chunk.tokens.start, chunk.tokens.stop)] == list(range(3 * objective.targets(20)))
+        totals.append(sum(objective.derivatives(lens.transform_hidden(c.hidden[1], 1), c.target).loss.sum() for c in chunks))
     torch.testing.assert_close(totals[0], totals[1])
 
 
@@ -55,23 +58,70 @@ def test_cross_entropy_is_of_the_next_token(tiny_neox: ModelAdapter) -> None:
     objective = FusedObjective(Unembedding(tiny_neox), "ce")
     forward = tiny_neox.forward(ids)
     forward = forward._replace(hidden_states=(forward.norm_input,))
-    losses = torch.cat([objective.value_and_gradient(c.hidden[0], c.target)[0] for c in objective.chunks(forward, ids)])
+    losses = torch.cat([objective.derivatives(c.hidden[0], c.target).loss for c in objective.chunks(forward, ids)])
     torch.testing.assert_close(losses.mean(), tiny_neox.model(ids, labels=ids).loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
+def test_gradients_for_drawn_labels_equal_autograd(tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float) -> None:
+    z, final, ids, unembedding = _batch(tiny_model, precision)
+    objective = FusedObjective(unembedding, loss, fisher=True)
+    drawn = torch.randint(tiny_model.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))
+    target, of_target = objective.target(final, ids.flatten() if loss == "ce" else None)
+    values, gradient, sampled = objective.derivatives(z, target, of_target, naive.draws_of(drawn, z, unembedding))
+    plain = objective.derivatives(z, target)
+    assert torch.equal(values, plain.loss)
+    assert torch.equal(gradient, plain.gradient)
+    expected_z = z.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
+    tolerance = max(tolerance, 1e-5) if tiny_model.model_type == "mamba" else tolerance
+    torch.testing.assert_close(sampled, expected, rtol=tolerance, atol=tolerance)
+    assert (sampled - gradient).norm() > 0.1 * gradient.norm(), "the check needs labels that are not what the loss asks for"
+
+
+def test_drawn_labels_give_the_fisher_information(tiny_model: ModelAdapter) -> None:
+    """Over all labels y, weighted by q[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag q − q qᵀ) U J, the Hessian of KL(q ‖ q') in z'."""
+    z, final, _, unembedding = _batch(tiny_model, torch.float64)
+    z, labels = z[:1], torch.arange(tiny_model.vocab_size)
+    objective = FusedObjective(unembedding, "kl", fisher=True)
+    every = z.repeat(len(labels), 1)  # (vocab, d_model): one token, once for each label
+    target, of_target = objective.target(final[:1].repeat(len(labels), 1))
+    sampled = objective.derivatives(every, target, of_target, naive.draws_of(labels, every, unembedding)).sampled
+    q = unembedding(z)[0].softmax(-1)
+    fisher = sampled.T @ (q[:, None] * sampled)
+
+    weight = unembedding.unembedding.weight
+    jacobian = torch.autograd.functional.jacobian(lambda x: unembedding.normed(x[None])[0].to(x), z[0])
+    of_logits = weight @ jacobian  # (vocab, d_model)
+    expected = of_logits.T @ (q.diag() - torch.outer(q, q)) @ of_logits
+    tolerance = 1e-5 if tiny_model.model_type == "mamba" else 1e-10
+    torch.testing.assert_close(q @ sampled, torch.zeros_like(z[0]), rtol=0, atol=tolerance)
+    torch.testing.assert_close(fisher, expected, rtol=tolerance, atol=tolerance)
+    hessian = torch.autograd.functional.hessian(lambda x: (q * (q.log() - unembedding(x[None])[0].log_softmax(-1))).sum(), z[0])
+    torch.testing.assert_close(fisher, hessian, rtol=tolerance, atol=tolerance)
+    assert expected.norm() > 0.01
 
 
 def test_bfloat16_products_stay_close(tiny_rwkv4: ModelAdapter) -> None:
     z, final, _, unembedding = _batch(tiny_rwkv4, torch.float32)
+    drawn = torch.randint(96, (len(z),), generator=torch.Generator().manual_seed(2))
     results = []
     for products in (torch.float32, torch.bfloat16):
-        objective = FusedObjective(unembedding, "kl", products)
-        results.append(objective.value_and_gradient(z, objective.target(final)))
-    assert results[1][0].dtype == torch.float32
-    torch.testing.assert_close(results[1][0], results[0][0], rtol=0.05, atol=0.02)
-    cosine = torch.cosine_similarity(results[0][1].flatten(), results[1][1].flatten(), dim=0)
-    assert cosine > 0.999
+        objective = FusedObjective(unembedding, "kl", products, fisher=True)
+        results.append(objective.derivatives(z, *objective.target(final), naive.draws_of(drawn, z, unembedding)))
+    exact, close = results
+    assert {tensor.dtype for tensor in close} == {torch.float32}
+    torch.testing.assert_close(close.loss, exact.loss, rtol=0.05, atol=0.02)
+    same_label = (close.sampled - exact.sampled).norm(dim=1) < 0.1 * exact.sampled.norm(dim=1)  # a rare one has moved across a draw
+    assert same_label.float().mean() > 0.9
+    for a, b in ((close.gradient, exact.gradient), (close.sampled[same_label], exact.sampled[same_label])):
+        assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
 
 
-def test_nothing_larger_than_a_chunk_is_held(tiny_neox: ModelAdapter) -> None:
+@pytest.mark.parametrize("fisher", [False, True])
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_nothing_larger_than_a_chunk_is_held(tiny_neox: ModelAdapter, loss: str, fisher: bool) -> None:
     """No tensor of more than chunk × vocabulary elements is ever made."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,15 +137,22 @@ def test_nothing_larger_than_a_chunk_is_held(tiny_neox: ModelAdapter) -> None:
             return out
 
     ids = torch.randint(96, (4, 32))
-    objective = FusedObjective(Unembedding(tiny_neox), "kl", chunk_tokens=8)
+    objective = FusedObjective(Unembedding(tiny_neox), loss, chunk_tokens=8, fisher=fisher)
     forward = tiny_neox.forward(ids)
     with Watch():
         for chunk in objective.chunks(forward, ids):
-            objective.value_and_gradient(chunk.hidden[0], chunk.target)
+            draws = torch.rand(len(chunk.hidden[0])) if fisher else None
+            objective.derivatives(chunk.hidden[0], chunk.target, chunk.expected, draws)
     assert largest == 8 * 96
 
 
-def test_default_chunk_is_bounded() -> None:
-    assert default_chunk_tokens(50_280, "cpu") == 83
-    assert default_chunk_tokens(256, "cuda") == 8192
-    assert default_chunk_tokens(10**7, "cpu") == 64
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_default_chunk_fills_a_buffer_within_bounds(device: str) -> None:
+    sizes = [256, 4_096, 50_280, 131_072, 10**7]
+    wide, narrow = ([default_chunk_tokens(v, dtype, device) for v in sizes] for dtype in (torch.float32, torch.bfloat16))
+    for chunks in (wide, narrow):
+        assert chunks == sorted(chunks, reverse=True)
+        assert 64 <= chunks[-1] < chunks[0] <= 8192
+    assert all(w <= n <= 2 * w + 1 for w, n in zip(wide, narrow, strict=True))
+    least, most = wide[-1], wide[0]
+    assert all(2**23 <= 4 * v * tokens <= 2**29 for v, tokens in zip(sizes, wide, strict=True) if least < tokens < most)

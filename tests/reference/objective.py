@@ -18,6 +18,13 @@ def ce(z: Tensor, labels: Tensor, unembedding: Unembedding) -> Tensor:
     return torch.nn.functional.cross_entropy(unembedding(z), labels, reduction="none")
 
 
+def draws_of(labels: Tensor, z: Tensor, unembedding: Unembedding) -> Tensor:
+    """Draws in [0, 1) (tokens) from which the inverse CDF of q, in the order of the labels, makes just these labels (tokens)."""
+    q = unembedding(z).double().softmax(-1)
+    middles = q.cumsum(-1) - q / 2
+    return middles.gather(-1, labels[:, None])[:, 0].to(z.dtype)
+
+
 def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """W and b that minimise mean ‖y − W x − b‖² + λ ‖W‖² with λ = strength × mean variance of x, by stacked least squares."""
     centred_x, centred_y = x - x.mean(0), y - y.mean(0)

@@ -1,0 +1,123 @@
+"""The passes over rows of logits on the CPU, compiled by numba: a row stays in the cache from its first pass to its last.
+
+Symbols, per row: l logits of q, t logits of p, n their normalizers log Σ exp. Parallel over rows, so results do not depend on the number
+of threads. Σ exp is made of sums over blocks, so that a sample is found in two short walks. The naive twin is `PlainRows` in float64.
+"""
+
+from lens_rnn.compiled import FASTMATH, exp, read, write
+from lens_rnn.fitting.rows import Target
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+_BLOCK = 128  # entries of a row that are summed on their own
+
+
+class CompiledRows:
+    """For contiguous float32 and bfloat16 logits."""
+
+    def softmax_(self, logits: Tensor) -> Tensor:
+        normalizers = torch.empty(len(logits))
+        _softmax(_array(logits), normalizers.numpy())
+        return normalizers
+
+    def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        loss = torch.empty(len(logits))
+        samples = torch.empty(0 if draws is None else len(logits), dtype=torch.int64)
+        drawn = (loss.new_empty(0) if draws is None else draws).numpy()
+        if target.labels is not None:
+            _from_labels(_array(logits), target.labels.numpy(), drawn, loss.numpy(), samples.numpy())
+        else:
+            p = (_array(target.logits), target.normalizers.numpy())
+            _from_logits(_array(logits), *p, drawn, loss.numpy(), samples.numpy())
+        return loss, None if draws is None else samples
+
+
+def _array(rows: Tensor) -> np.ndarray:
+    return (rows.view(torch.int16) if rows.dtype == torch.bfloat16 else rows).numpy()
+
+
+@njit(inline="always")
+def _ordered(bits):
+    """A float32's bits as an integer of the same order, and back: the maximum of integers is vectorised, that of floats is not."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@njit(fastmath=FASTMATH)
+def _normalize(row, sums):
+    """log Σ exp(l). Leaves Σ exp(l − top) of every block in sums, and returns top and their total, too."""
+    highest = np.int32(-(2**31))
+    for v in range(len(row)):
+        highest = max(highest, _ordered(np.float32(read(row[v])).view(np.int32)))
+    top = np.int32(_ordered(highest)).view(np.float32)
+    total = np.float32(0.0)
+    for b in range(len(sums)):
+        part = np.float32(0.0)
+        for v in range(b * _BLOCK, min(len(row), (b + 1) * _BLOCK)):
+            part += exp(read(row[v]) - top)
+        sums[b] = part
+        total += part
+    return top + np.log(total), top, total
+
+
+@njit(fastmath=FASTMATH)
+def _sample(row, sums, top, rest):
+    """The first label whose cumulated exp(l − top) exceeds `rest`."""
+    b = 0
+    while b < len(sums) - 1 and rest >= sums[b]:
+        rest -= sums[b]
+        b += 1
+    v, last = b * _BLOCK, min(len(row), (b + 1) * _BLOCK) - 1
+    while v < last:
+        rest -= exp(read(row[v]) - top)
+        if rest < np.float32(0.0):
+            break
+        v += 1
+    return v
+
+
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
+def _softmax(logits, normalizers):
+    tokens, vocab = logits.shape
+    for t in prange(tokens):
+        row = logits[t]
+        n, _, _ = _normalize(row, np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32))
+        for v in range(vocab):
+            write(row, v, exp(read(row[v]) - n))
+        normalizers[t] = n
+
+
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
+def _from_logits(logits, teacher, normalizers, draws, loss, samples):
+    tokens, vocab = logits.shape
+    for t in prange(tokens):
+        row, other, m = logits[t], teacher[t], normalizers[t]
+        sums = np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32)
+        n, top, total = _normalize(row, sums)
+        if len(draws):
+            samples[t] = _sample(row, sums, top, draws[t] * total)
+        kl = np.float32(0.0)
+        for v in range(vocab):
+            log_q, log_p = read(row[v]) - n, read(other[v]) - m
+            p = exp(log_p)
+            kl += p * (log_p - log_q)
+            write(row, v, exp(log_q) - p)
+        loss[t] = kl
+
+
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
+def _from_labels(logits, labels, draws, loss, samples):
+    tokens, vocab = logits.shape
+    for t in prange(tokens):
+        row, label = logits[t], labels[t]
+        sums = np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32)
+        n, top, total = _normalize(row, sums)
+        if len(draws):
+            samples[t] = _sample(row, sums, top, draws[t] * total)
+        log_q = read(row[label]) - n
+        loss[t] = -log_q
+        for v in range(vocab):
+            write(row, v, exp(read(row[v]) - n))
+        write(row, label, exp(log_q) - np.float32(1.0))

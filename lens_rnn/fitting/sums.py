@@ -1,0 +1,47 @@
+"""What one step adds up over its tokens: losses, gradients of the translators and, for K-FAC, the Fisher factor at z."""
+
+from lens_rnn.fitting.objective import Derivatives
+from lens_rnn.processes import Processes
+
+import torch
+from torch import Tensor
+
+
+class StepSums:
+    """Sums over the tokens of a step, then their means, as views of one flat tensor, so that a step needs one reduction."""
+
+    losses: Tensor
+    """(layers), in nats a token."""
+    weights: Tensor
+    """dL/dW = E[g hᵀ] (layers, d_model, d_model)."""
+    biases: Tensor
+    """dL/db = E[g] (layers, d_model)."""
+    fisher: Tensor
+    """E[s sᵀ] (layers, d_model, d_model); (0, d_model, d_model) where the optimizer does not use it."""
+
+    def __init__(self, layers: int, d_model: int, device: torch.device, fisher: bool):
+        squares = layers * d_model * d_model
+        sizes = [squares, layers * d_model, squares if fisher else 0, layers, 1]
+        self.flat = torch.zeros(sum(sizes), device=device)
+        weights, biases, of_fisher, self.losses, self.tokens = self.flat.split(sizes)
+        self.weights = weights.view(layers, d_model, d_model)
+        self.biases = biases.view(layers, d_model)
+        self.fisher = of_fisher.view(-1, d_model, d_model)
+
+    @staticmethod
+    def bytes_needed(layers: int, d_model: int, fisher: bool) -> int:
+        return 4 * layers * d_model * (d_model * (2 if fisher else 1) + 1)
+
+    def add(self, k: int, hidden: Tensor, derivatives: Derivatives) -> None:
+        """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g."""
+        gradient, sampled = derivatives.gradient, derivatives.sampled
+        self.weights[k].addmm_(gradient.T, hidden.to(gradient.dtype))
+        self.biases[k] += gradient.sum(0)
+        self.losses[k] += derivatives.loss.sum()
+        if sampled is not None:
+            self.fisher[k].addmm_(sampled.T, sampled)
+
+    def average(self, processes: Processes) -> None:
+        """Turn the sums of this process into the means over the tokens of all."""
+        self.flat.copy_(processes.sum(self.flat))
+        self.flat[:-1] /= self.tokens
