@@ -1,4 +1,4 @@
-"""Pretrain a demo model, Mamba or RWKV-4, on the sources of the Python standard library.
+"""Pretrain a demo model, Mamba or RWKV-4, or a GPT-NeoX to compare with, on the sources of the Python standard library.
 
     python train/pretrain_tiny.py --family mamba --output checkpoints/tiny-mamba
 
@@ -22,18 +22,31 @@ from lens_rnn.models.rwkv4 import use_fused_wkv
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, RwkvConfig, RwkvForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
 END_OF_TEXT = "<|endoftext|>"
-RECIPES = {"mamba": {"steps": 4000, "learning_rate": 6e-3}, "rwkv4": {"steps": 3200, "learning_rate": 3e-3}}
+RECIPES = {
+    "mamba": {"steps": 4000, "learning_rate": 6e-3},
+    "rwkv4": {"steps": 3200, "learning_rate": 3e-3},
+    "gpt-neox": {"steps": 1200, "learning_rate": 3e-3},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Pretrain a demo model on the sources of the Python standard library."""
 
-    family: Literal["mamba", "rwkv4"]
-    """Architecture."""
+    family: Literal["mamba", "rwkv4", "gpt-neox"]
+    """Architecture. gpt-neox is the control of the benchmarks and is not shipped."""
     output: Path
     """Folder of the model."""
     d_model: int = 192
@@ -75,12 +88,16 @@ def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenize
 def make_model(config: Config) -> PreTrainedModel:
     shape: dict[str, Any] = {"hidden_size": config.d_model, "num_hidden_layers": config.layers, "vocab_size": config.vocab_size}
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
+    width: dict[str, Any]
     model: PreTrainedModel
     if config.family == "mamba":
         model = MambaForCausalLM(MambaConfig(**shape, **ends, pad_token_id=0))
         use_fused_scan(model)
+    elif config.family == "gpt-neox":
+        width = {"intermediate_size": 4 * config.d_model, "num_attention_heads": config.d_model // 48}
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, **ends, **width, max_position_embeddings=1024))
     else:
-        width: dict[str, Any] = {"attention_hidden_size": config.d_model, "intermediate_size": 3 * config.d_model}
+        width = {"attention_hidden_size": config.d_model, "intermediate_size": 3 * config.d_model}
         model = RwkvForCausalLM(RwkvConfig(**shape, **ends, **width, context_length=1024))
         use_fused_wkv(model)
     return model.train()
