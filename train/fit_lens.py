@@ -80,6 +80,7 @@ def main(config: Config) -> None:
     unembedding = Unembedding(adapter).to(device)
     init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
     model = describe_model(adapter, unembedding.sha256())
+    reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
     settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
     settings["products"] = str(config.product_dtype(adapter.dtype, device)).removeprefix("torch.")
     if config.shard:
@@ -137,7 +138,6 @@ def main(config: Config) -> None:
         )
     if processes.is_main:
         settings |= config.resolved(fit_blocks, adapter)
-        reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         result.lens.save(config.folder)
         artifacts.write_json(config.folder / artifacts.FIT, report)

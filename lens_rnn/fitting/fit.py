@@ -81,6 +81,8 @@ def fit(
     """
     processes = processes or Processes()
     steps = check_batches(config, blocks, processes)
+    if not adapter.fitted_layers:
+        raise FitError(f"{adapter.name} has one layer, whose hidden state is the model's own prediction: there is nothing to fit")
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
     weights, biases = _stack(lens, adapter.fitted_layers)
     optimizer = make_optimizer(config.optimizer, weights, biases, config.peak_learning_rate, steps, config.clip)
@@ -99,7 +101,8 @@ def fit(
         if processes.is_main:
             log.info("resumed after step %d of %d", done, steps)
     else:
-        moments = _moments(adapter, blocks, config, processes) if config.needs_moments else None
+        wanted = fisher or (config.start == "ridge" and init_lens is None)
+        moments = _moments(adapter, blocks, config, processes) if wanted else None
         if init_lens is not None:
             for layer in adapter.fitted_layers:
                 lens[layer].load_state_dict(init_lens[layer].state_dict())
@@ -119,7 +122,8 @@ def fit(
 
     if not resume_from:
         if at_start:
-            result.start = {layer: {**result.start.get(layer, {}), **figures} for layer, figures in at_start(lens).items()}
+            said = at_start(lens)
+            result.start = {i: {**result.start.get(i, {}), **said.get(i, {})} for i in {**result.start, **said}}
         save(0)
     sums = StepSums(len(adapter.fitted_layers), adapter.d_model, adapter.device, fisher)
     for step in range(done, steps):

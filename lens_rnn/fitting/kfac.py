@@ -14,7 +14,8 @@ Nothing is left to tune, because each step is judged by the next batch, whose gr
 
 - Length. ⟨G', D⟩ is the slope that the step left, ⟨G, D⟩ the curvature along D by K-FAC's own model. The best length would have been
   η + ⟨G', D⟩ / ⟨G, D⟩: the share of ⟨G, D⟩ that is signal and not noise. Its moving average, times 1.5 because the noise of one step
-  averages out over later ones, is the next η. Without noise it is 1, Newton's step; as the fit converges it falls like 1 / steps.
+  averages out over later ones, is the next η. The less noise, the closer it comes to 1, Newton's step; as a fit converges it falls like
+  1 / steps.
 - Bounds. ⟨D, F D A⟩ η² / 2 bounds the KL that a step can cost by that model, and η² tr(D A Dᵀ) is how far it moves z. Both are capped.
 - Rollback. Where a layer's loss rises far above its lowest moving average, or is not finite, its last step is taken back and its damping
   raised; damping falls again with each step that stands.
@@ -144,8 +145,8 @@ class _Layer:
             self.signal = SIGNAL_DECAY * self.signal + (1 - SIGNAL_DECAY) * signal
             self.signal_power = SIGNAL_DECAY * self.signal_power + (1 - SIGNAL_DECAY) * self.power
             self.damping = max(DAMPING, self.damping * 0.9)
-        if self.level == inf:
-            self.level = loss
+        # Where the limit had to rise to let this loss in, the average goes on from there.
+        self.level = loss if self.level == inf else max(self.level, self.lowest)
         self.deviation = LEVEL_DECAY * self.deviation + (1 - LEVEL_DECAY) * abs(loss - self.level)
         self.level = LEVEL_DECAY * self.level + (1 - LEVEL_DECAY) * loss
         self.lowest = min(self.lowest, self.level)
@@ -166,12 +167,13 @@ class _Layer:
         return self.lowest + max(MARGIN * self.lowest, DEVIATIONS * self.deviation)
 
     def _take_back(self, loss: float) -> None:
-        """Undo the last step and raise the damping; where there is none to undo, let the limit rise, as the text may have changed."""
-        self._move(self.length)
-        self.length = 0.0
-        self.signal *= 0.25
-        self.damping = min(HIGHEST_DAMPING, 4 * self.damping)
-        self.fisher_inverse /= 4  # what the damping does at the next refresh
+        """Undo the last step and raise the damping; where there is none to blame, let the limit rise, as the text may have changed."""
+        if self.length:
+            self._move(self.length)
+            self.length = 0.0
+            self.signal *= 0.25
+            self.damping = min(HIGHEST_DAMPING, 4 * self.damping)
+            self.fisher_inverse /= 4  # what the damping does at the next refresh
         if isfinite(loss) and self.lowest < inf:
             self.lowest += 0.1 * (min(loss, 10 * self.lowest) - self.lowest)
 

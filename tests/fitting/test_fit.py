@@ -443,3 +443,24 @@ UNKNOWN_NAMES = {"optimizer": "lion", "loss": "mse", "products": "fp8", "start":
 def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ConfigError, match=name):
         config(**{name: value})
+
+
+def test_a_given_start_needs_no_moments_unless_kfac_does(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: dict[str, int] = {}
+    forward = type(tiny_mamba).forward
+
+    def counted(self, ids):
+        passes[optimizer] = passes.get(optimizer, 0) + 1
+        return forward(self, ids)
+
+    monkeypatch.setattr(type(tiny_mamba), "forward", counted)
+    for optimizer in ("adamw", "kfac"):
+        fit(tiny_mamba, make_blocks(8), config(optimizer=optimizer, passes=1), init_lens=TunedLens.from_adapter(tiny_mamba))
+    assert passes["adamw"] == 4
+    assert passes["kfac"] > 4
+
+
+def test_a_model_with_nothing_to_fit_is_refused(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(tiny_mamba), "fitted_layers", ())
+    with pytest.raises(FitError, match="nothing to fit"):
+        fit(tiny_mamba, make_blocks(8), config())

@@ -251,10 +251,10 @@ def test_a_loss_that_creeps_up_is_not_followed() -> None:
         runner.step([runner.batches()[0]._replace(loss=1.02**step)])
         if not runner.layer.length:
             break
-    assert 1.4 < 1.02**step < 1.7
+    assert 1.4 < 1.02**step < 2.1
 
 
-@pytest.mark.parametrize("level", [1.6, 2.5])
+@pytest.mark.parametrize("level", [1.6, 2.5, 5.0])
 def test_a_level_of_the_loss_that_stays_is_accepted(level: float) -> None:
     """The text may have changed. Nothing moves until it is believed, and then the fit goes on."""
     runner, random = after(3)
@@ -265,7 +265,7 @@ def test_a_level_of_the_loss_that_stays_is_accepted(level: float) -> None:
         runner.step(runner.batches(1 / 200, random))
         moved.append(runner.layer.length > 0)
     assert moved[0] == (level < 2)
-    assert all(moved[5:])
+    assert sum(moved[10:]) >= 27  # an uncommonly noisy batch is taken back now and then
     assert runner.excess() < 0.1 * before
 
 

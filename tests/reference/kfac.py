@@ -37,6 +37,7 @@ class Layer:
         self.before = self.v  # V before the last step
         self.direction, self.power, self.length = np.zeros_like(self.v), 0.0, 0.0
         self.f = np.zeros((d, d))  # F as of the last refresh
+        self.level = self.deviation = 0.0
         self.lowest = np.inf  # moving average of the loss
 
     @property
@@ -57,7 +58,7 @@ class Layer:
             self.signals.append((slope + self.length * self.power, self.power))
             self.damping = max(rule.DAMPING, 0.9 * self.damping)
         self.stood.append(batch)
-        self.lowest = min(self.lowest, self.level())
+        self.follow(batch.loss)
         steps = len(self.stood) - 1
         if steps < rule.REFRESH or steps % rule.REFRESH == 0:
             total = sum(weighted([b.fisher for b in self.stood], rule.FISHER_DECAY))
@@ -78,22 +79,24 @@ class Layer:
         most = np.sqrt(2 * rule.MOST_KL * loss / self.power), rule.MOST_MOVE * np.sqrt(self.spread / moved)
         return min(wanted, *most)
 
-    def level(self, after: int | None = None) -> float:
-        """Moving average of the loss after so many steps."""
-        return moving([b.loss for b in self.stood[:after]], rule.LEVEL_DECAY)
+    def follow(self, loss: float) -> None:
+        """Moving averages of the loss and of how far it is from there. Where the limit rose to let this loss in, they go on there."""
+        level = loss if len(self.stood) == 1 else max(self.level, self.lowest)
+        self.deviation = rule.LEVEL_DECAY * self.deviation + (1 - rule.LEVEL_DECAY) * abs(loss - level)
+        self.level = rule.LEVEL_DECAY * level + (1 - rule.LEVEL_DECAY) * loss
+        self.lowest = min(self.lowest, self.level)
 
     def limit(self) -> float:
         if not self.stood:
             return np.inf
-        off = [abs(batch.loss - self.level(max(1, i))) for i, batch in enumerate(self.stood)]
-        deviation = sum(weighted(off, rule.LEVEL_DECAY))
-        return self.lowest + max(rule.MARGIN * self.lowest, rule.DEVIATIONS * deviation)
+        return self.lowest + max(rule.MARGIN * self.lowest, rule.DEVIATIONS * self.deviation)
 
     def take_back(self, loss: float) -> None:
-        self.v, self.length = (self.before, 0.0) if self.length else (self.v, 0.0)
-        self.signals = [(0.25 * signal, power) for signal, power in self.signals]
-        self.damping = min(rule.HIGHEST_DAMPING, 4 * self.damping)
-        self.f = 4 * self.f
+        if self.length:
+            self.v, self.length = self.before, 0.0
+            self.signals = [(0.25 * signal, power) for signal, power in self.signals]
+            self.damping = min(rule.HIGHEST_DAMPING, 4 * self.damping)
+            self.f = 4 * self.f
         if np.isfinite(loss) and self.stood:
             self.lowest += 0.1 * (min(loss, 10 * self.lowest) - self.lowest)
 

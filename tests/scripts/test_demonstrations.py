@@ -19,8 +19,11 @@ def test_the_main_command_is_good_at_every_layer(model: str, tmp_path: Path) -> 
     rows = [row for row in report["layers"].values() if row["fitted"]]
     assert len(rows) == 7
     for row in rows:
+        assert row["kl_tuned"] < row["kl_start"]
         assert row["kl_tuned"] < row["kl_logit"]
         assert row["ce_tuned"] < report["baselines"]["unigram_ce"]
+    if report["distance_to_reference"] is not None:  # another Python has other text
+        assert report["distance_to_reference"] < 0.05
 
 
 @pytest.mark.slow
