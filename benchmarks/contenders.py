@@ -84,7 +84,7 @@ def random_mamba(d_model: int, vocab_size: int, layers: int, dtype: torch.dtype,
         model = MambaForCausalLM(config)
     model.get_output_embeddings().weight.data.normal_(std=3 * d_model**-0.5)  # logits of about 3, as trained models have
     model.config.name_or_path = f"random-mamba-{d_model}"
-    return wrap_model(model.to(dtype))  # type: ignore[arg-type]
+    return wrap_model(model.to(dtype))  # type: ignore[arg-type] # transformers' decorator hides Module.to
 
 
 def random_forward(adapter: ModelAdapter, tokens: int) -> tuple[Forward, torch.Tensor]:

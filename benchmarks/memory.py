@@ -107,7 +107,7 @@ def measure(config: Config) -> dict[str, int]:
 
 def in_a_process(config: Config, contender: Contender, dtype: str) -> dict[str, int]:
     """The figures of one contender, measured by this script in a process of its own."""
-    settings = replace(config, only=contender, dtypes=(dtype,), output=None)  # type: ignore[arg-type]
+    settings = replace(config, only=contender, dtypes=(dtype,), output=None)  # type: ignore[arg-type] # a str that is a choice
     with TemporaryDirectory() as folder:
         cli.save_config(settings, Path(folder) / "config.yaml")
         words = [sys.executable, __file__, "--config", f"{folder}/config.yaml"]

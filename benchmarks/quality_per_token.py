@@ -67,7 +67,10 @@ def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str
     def when(cell: Callable[[Run], str]) -> Callable[[Run], str]:
         return lambda run: cell(run["reached"]) if run["reached"] else "not reached"
 
-    rows = [row(f"layer {i}", lambda run, i=i: f"{run['kl'][i]:.4f}", f"{logit['kl'][i]:.4f}") for i in its["kl"]]  # type: ignore[misc]
+    def layer(i: str) -> list[str]:
+        return row(f"layer {i}", lambda run: f"{run['kl'][i]:.4f}", f"{logit['kl'][i]:.4f}")
+
+    rows = [layer(i) for i in its["kl"]]
     return ["KL, nats a token", "logit lens", *columns], [
         *rows,
         row("mean", lambda run: f"{mean(run['kl']):.4f}", f"{mean(logit['kl']):.4f}"),
