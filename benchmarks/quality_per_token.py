@@ -42,11 +42,11 @@ class Config:
     """Held-out tokens."""
     tokens: tuple[int, ...] = (131_072, 262_144)
     """Token budgets of our fit."""
-    every: int = 8192
+    every: int = 32_768
     """Tokens of our steps between evaluations, outside the clock, until tuned-lens's mean KL is reached."""
     recipe_tokens: int = 2_097_152
     """Token budget of tuned-lens's recipe."""
-    recipe_batches: tuple[int, ...] = (2048, 4096, 8192)
+    recipe_batches: tuple[int, ...] = (1024, 2048, 8192)
     """Tokens in a step of the recipe, to choose from."""
     recipe_autocast: bool = True
     """Run the recipe under bfloat16 autocast, as its own trainer always does; else in float32, which is slower and no better."""

@@ -41,7 +41,7 @@ def backward(lens: TunedLens, adapter: ModelAdapter, forward: Forward, ids: Tens
     """Its gradients of one pass."""
     del ids
     with torch.no_grad():
-        final_logits = adapter.head(forward.final.to(adapter.dtype))
+        final_logits = adapter.logits(forward.final)
     labels = final_logits.float().log_softmax(dim=-1)
     for i in adapter.fitted_layers:
         with torch.autocast(adapter.device.type, dtype=torch.bfloat16, enabled=autocast):

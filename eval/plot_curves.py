@@ -8,14 +8,13 @@ family is read from the folders FAMILY/SIZE, or named as FAMILY:PATH (mamba, rwk
 """
 
 import dataclasses
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation import plots
-from lens_rnn.evaluation.results import FILE_NAME, Curves, read_curves
+from lens_rnn.evaluation.results import FILE_NAME, read_results
 
 import tyro
 
@@ -42,23 +41,11 @@ class Config:
             raise ConfigError(f"--output {self.output} ends in {self.output.suffix!r}; use .png, .html or a folder")
 
 
-def read_results(config: Config) -> list[Curves]:
-    """The curves to draw, each with a name of its own."""
-    results = [read_curves(spec) for spec in config.results]
-    if config.labels:
-        return [dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)]
-    count = Counter(curves.name for curves in results)
-    paths = [Path(spec).resolve() for spec in config.results]
-    folders = [path.parent.name if path.name == FILE_NAME else path.name for path in paths]
-    return [
-        dataclasses.replace(curves, name=f"{curves.name} ({folder})") if count[curves.name] > 1 else curves
-        for curves, folder in zip(results, folders, strict=True)
-    ]
-
-
 def main(config: Config) -> None:
     cli.log_to_terminal(verbose=False)
-    results = read_results(config)
+    results = read_results(config.results)
+    if config.labels:
+        results = [dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)]
 
     folder = config.output.is_dir() or not config.output.suffix
     for path in [config.output / "curves.png", config.output / "curves.html"] if folder else [config.output]:

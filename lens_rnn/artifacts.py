@@ -3,27 +3,33 @@
     config.json   exactly the fields of tuned_lens.nn.lenses.TunedLensConfig
     params.pt     float32 state dict of a ModuleList of Linear: "0.weight" (d_model, d_model), "0.bias" (d_model), "1.weight", …
     fit.json      settings, data, hashes, and each layer's figures before and after
+    README.md, perplexity.png   the model card and its figure, beside a lens that was fitted here
 
 This module knows files and state dicts only, no models.
 """
 
 import hashlib
 import json
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from lens_rnn import hub
 from lens_rnn.errors import ArtifactError
 
 import torch
 from torch import Tensor
 from tuned_lens.nn.lenses import TunedLensConfig
 
-CONFIG, PARAMS, FIT = "config.json", "params.pt", "fit.json"
+CONFIG, PARAMS, FIT, CARD, FIGURE = "config.json", "params.pt", "fit.json", "README.md", "perplexity.png"
 LENS_TYPE = "linear_tuned_lens"
 _CONFIG_FIELDS = set(TunedLensConfig.__dataclass_fields__)
+
+log = logging.getLogger(__name__)
 
 
 class Artifact(NamedTuple):
@@ -73,27 +79,53 @@ def save(folder: Path, config: dict[str, Any], translators: dict[str, Tensor]) -
     write_json(folder / CONFIG, config)
 
 
-def load(resource: str | Path) -> Artifact:
-    """Read a lens from a folder or, if there is none of that name, from the Hub as tuned-lens names its resources.
+def load(
+    resource: str | Path,
+    *,
+    translators: int | None = None,
+    repo_id: str | None = None,
+    repo_type: str | None = None,
+    revision: str | None = None,
+    subfolder: str = hub.SUBFOLDER,
+) -> Artifact:
+    """Read a lens from a folder or, if there is none of that name, from the Hub.
+
+    On the Hub it is `subfolder`/`resource` of a repository, as tuned-lens names its resources: of the Space AlignmentResearch/tuned-lens
+    where neither `repo_id` and `repo_type` ("model", "dataset" or "space") nor TUNED_LENS_REPO_ID and TUNED_LENS_REPO_TYPE say another.
+    Where they do not, `resource` can also be the name of a model repository that was pushed to.
+    translators: how many it must hold, where that is not what its config.json says.
 
     Raises ArtifactError, in one line, if it is missing, damaged, unsafe to load, or not a linear tuned lens.
     """
-    config_path, params_path = _locate(resource)
-    where = str(config_path.parent)
-    config = read_json(config_path)
-    if config.get("lens_type", LENS_TYPE) != LENS_TYPE:
-        raise ArtifactError(f"{where} holds a lens of type {config['lens_type']!r}; only {LENS_TYPE!r} can be read")
-    for field in ("d_model", "num_hidden_layers"):
-        value = config.get(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ArtifactError(f"{config_path} does not say {field} as a whole number above 0; it is not a tuned lens")
-    translators = _read_params(params_path)
-    _check_shapes(translators, config["d_model"], config["num_hidden_layers"], config.get("bias", True), where)
-    fit_path = config_path.parent / FIT
-    fit = read_json(fit_path) if fit_path.exists() else {}
-    if not isinstance(fit.get("model", {}), dict):
-        raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
-    return Artifact(config, translators, fit, where)
+    folder = _local(resource)
+    if folder is None:
+        place: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision, "subfolder": subfolder}
+        folder = hub.fetch(str(resource), (PARAMS, CONFIG), (FIT,), **place)
+    return _read(folder, translators)
+
+
+def available(
+    repo_id: str | None = None, repo_type: str | None = None, revision: str | None = None, subfolder: str = hub.SUBFOLDER
+) -> list[str]:
+    """Names of the lenses that `load` finds in a repository on the Hub, chosen as there. Raises ArtifactError if it cannot be listed."""
+    return hub.available((PARAMS, CONFIG), repo_id, repo_type, revision, subfolder)
+
+
+def push(folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False) -> list[str]:
+    """Upload a lens to a model repository on the Hub, which is made if there is none. Returns the files, none of which are checkpoints.
+
+    private: make the repository so. revision: the branch, by default main. dry_run: only check that the folder holds a lens.
+
+    Raises ArtifactError if it does not or if the Hub refuses; then the message has a command that tries again.
+    """
+    path = _local(folder)
+    if path is None:
+        raise ArtifactError(f"no such lens folder: {folder}")
+    _read(path)
+    files = [name for name in (CONFIG, PARAMS, FIT, CARD, FIGURE) if (path / name).is_file()]
+    if not dry_run:
+        hub.upload(path, files, repo_id, private, revision)
+    return files
 
 
 def sha256_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -106,34 +138,38 @@ def sha256_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def _locate(resource: str | Path) -> tuple[Path, Path]:
-    """Paths of config.json and params.pt."""
+def _local(resource: str | Path) -> Path | None:
+    """The folder of that name, with a lens in it; None if there is none and it can be a name on the Hub."""
     folder = Path(resource).expanduser()
     if folder.is_dir():
         missing = [name for name in (CONFIG, PARAMS) if not (folder / name).is_file()]
         if missing:
             raise ArtifactError(f"the folder {folder} holds no lens: {' and '.join(missing)} missing")
-        return folder / CONFIG, folder / PARAMS
+        return folder
     if folder.is_file():
         raise ArtifactError(f"{folder} is a file; name the folder that holds the lens")
     if folder.is_absolute() or str(resource).startswith((".", "~")):
         raise ArtifactError(f"no such lens folder: {folder}")
-    return _download(str(resource))
+    return None
 
 
-def _download(resource: str) -> tuple[Path, Path]:
-    from huggingface_hub import hf_hub_download
-
-    place: dict[str, Any] = {
-        "repo_id": os.environ.get("TUNED_LENS_REPO_ID") or "AlignmentResearch/tuned-lens",
-        "repo_type": os.environ.get("TUNED_LENS_REPO_TYPE") or "space",
-        "subfolder": f"lens/{resource}",
-    }
-    try:
-        return Path(hf_hub_download(filename=CONFIG, **place)), Path(hf_hub_download(filename=PARAMS, **place))
-    except Exception as error:  # offline, missing, private: huggingface_hub has a type for each
-        reason = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"no lens folder {resource!r} here, and {place['repo_id']} does not give it ({reason})") from error
+def _read(folder: Path, count: int | None = None) -> Artifact:
+    config_path, fit_path = folder / CONFIG, folder / FIT
+    config = read_json(config_path)
+    if config.get("lens_type", LENS_TYPE) != LENS_TYPE:
+        raise ArtifactError(f"{folder} holds a lens of type {config['lens_type']!r}; only {LENS_TYPE!r} can be read")
+    for field in ("d_model", "num_hidden_layers"):
+        value = config.get(field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArtifactError(f"{config_path} does not say {field} as a whole number above 0; it is not a tuned lens")
+    if unknown := sorted(config.keys() - _CONFIG_FIELDS):
+        log.warning("%s has settings that mean nothing here: %s", config_path, ", ".join(unknown))
+    translators = _read_params(folder / PARAMS)
+    _check_shapes(translators, config, count, folder)
+    fit = read_json(fit_path) if fit_path.exists() else {}
+    if not isinstance(fit.get("model", {}), dict):
+        raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
+    return Artifact(config, translators, fit, str(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -164,16 +200,24 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
 
 
-def _check_shapes(translators: dict[str, Tensor], d_model: int, layers: int, bias: bool, where: str) -> None:
+def _check_shapes(translators: dict[str, Tensor], config: dict[str, Any], count: int | None, folder: Path) -> None:
+    """Refuse what is not one matrix and one bias for each of `count` translators or, by default, of as many as config.json says."""
+    d_model, layers = config["d_model"], count or config["num_hidden_layers"]
     indices = range(min(layers, len(translators) + 1))  # as many as it takes to see that there are not enough
     expected: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
-    if bias:
+    if config.get("bias", True):
         expected |= {f"{i}.bias": (d_model,) for i in indices}
+    if low_rank := sorted(name for name in translators if re.fullmatch(r"\d+\.(down|up)\.\w+", name)):
+        raise ArtifactError(f"{folder} holds a low-rank lens ({low_rank[0]!r} in params.pt); only full translators can be read")
     if odd := sorted(set(expected) ^ set(translators)):
         what = "is missing" if odd[0] in expected else "has no place there"
-        raise ArtifactError(f"{where}: params.pt does not hold the {layers} linear translators of config.json: {odd[0]!r} {what}")
+        of = "of config.json" if count is None else "that the stated layers need"
+        held = len(translators) // (2 if config.get("bias", True) else 1)
+        left_out = count is None and held and odd[0].startswith(f"{held}.")  # nothing but the last ones is missing
+        hint = f"; if layers were left out, state those it has, for example layers=range({held})" if left_out else ""
+        raise ArtifactError(f"{folder}: params.pt does not hold the {layers} linear translators {of}: {odd[0]!r} {what}{hint}")
     for name, shape in expected.items():
         if tuple(translators[name].shape) != shape:
-            raise ArtifactError(f"{where}: {name} has shape {tuple(translators[name].shape)}, config.json says {shape}")
+            raise ArtifactError(f"{folder}: {name} has shape {tuple(translators[name].shape)}, config.json says {shape}")
         if not translators[name].isfinite().all():
-            raise ArtifactError(f"{where}: {name} holds NaN or infinity")
+            raise ArtifactError(f"{folder}: {name} holds NaN or infinity")

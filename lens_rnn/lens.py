@@ -1,13 +1,14 @@
 """LogitLens and TunedLens for any adapter, as subclasses of tuned-lens's own, so that what takes its lenses takes these."""
 
 import logging
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Self
 
-from lens_rnn import artifacts
+from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import ModelAdapter, capped
 
 from torch import Tensor, nn
 from tuned_lens.nn import lenses as stock
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Unembedding(Unembed):
-    """Final norm and head: states before the norm to logits. A frozen copy, so that nothing done to a lens reaches the model.
+    """Final norm, head and cap: states before the norm to logits. A frozen copy, so that nothing done to a lens reaches the model.
 
     The norm is kept in float32 and the head in the model's dtype; the head's input is cast to it.
     """
@@ -26,6 +27,7 @@ class Unembedding(Unembed):
         nn.Module.__init__(self)  # tuned-lens's own constructor knows nine architectures only
         self.final_norm = deepcopy(adapter.final_norm).float()
         self.unembedding = deepcopy(adapter.head)
+        self.cap = adapter.logit_cap
         self.requires_grad_(False)
 
     def normed(self, z: Tensor) -> Tensor:
@@ -35,7 +37,7 @@ class Unembedding(Unembed):
 
     def forward(self, h: Tensor) -> Tensor:
         """Logits (…, vocab_size) of h (…, d_model), in the head's dtype."""
-        return self.unembedding(self.normed(h).to(self.unembedding.weight.dtype))
+        return capped(self.unembedding(self.normed(h).to(self.unembedding.weight.dtype)), self.cap)
 
     def sha256(self) -> str:
         """Hash of norm and head as loaded."""
@@ -73,16 +75,36 @@ class TunedLens(stock.TunedLens):
         return cls(unembedding or Unembedding(adapter), config).to(adapter.device)
 
     @classmethod
-    def load(cls, adapter: ModelAdapter, resource: str | Path, unembedding: Unembedding | None = None) -> Self:
-        """Attach a saved lens, from a folder or a tuned-lens resource on the Hub, to a model.
+    def load(
+        cls,
+        adapter: ModelAdapter,
+        resource: str | Path,
+        unembedding: Unembedding | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+        repo_id: str | None = None,
+        repo_type: str | None = None,
+        revision: str | None = None,
+        subfolder: str = hub.SUBFOLDER,
+    ) -> Self:
+        """Attach a saved lens, from a folder or from the Hub, to a model. Where it is looked for: `artifacts.load`.
 
-        Raises ArtifactError if it cannot be read or its d_model, number of layers or vocabulary is not the model's. Another base model
-        of the same shape is a warning that names both.
+        layers: the layer of each stored translator, rising, for a lens from elsewhere that leaves trivial layers out.
+
+        Raises ArtifactError if it cannot be read, its d_model, number of layers or vocabulary is not the model's, or `layers` leave out a
+        layer that is not trivial. Another base model of the same shape is a warning that names both.
         """
-        artifact = artifacts.load(resource)
+        count = None if layers is None else len(layers)
+        place = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
+        artifact = artifacts.load(resource, translators=count, subfolder=subfolder, **place)
         lens = cls.from_adapter(adapter, unembedding)
-        _compare(artifact, adapter, lens)
-        lens.layer_translators.load_state_dict(artifact.translators)
+        if layers is not None:
+            _check_layers(artifact, adapter, layers)
+        _compare(artifact, adapter, lens, layers is not None)
+        layer_of = range(adapter.n_layers) if layers is None else layers
+        parts = ((name.split("."), tensor) for name, tensor in artifact.translators.items())
+        stored = {f"{layer_of[int(index)]}.{kind}": tensor for (index, kind), tensor in parts}
+        lens.layer_translators.load_state_dict(lens.layer_translators.state_dict() | stored)
         return lens
 
     def save(self, path: Path | str, ckpt: str = artifacts.PARAMS, config: str = artifacts.CONFIG) -> None:
@@ -98,25 +120,40 @@ class TunedLens(stock.TunedLens):
         return h + translator(h)
 
 
-def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLens) -> None:
+def _check_layers(artifact: artifacts.Artifact, adapter: ModelAdapter, layers: Sequence[int]) -> None:
+    """Refuse stated layers that are not the model's or leave one out that has something to translate."""
+    if not layers or any(b <= a for a, b in zip([-1, *layers], [*layers, adapter.n_layers], strict=True)):
+        said = ", ".join(map(str, layers))
+        raise ArtifactError(f"layers must rise within 0 to {adapter.n_layers - 1} for {adapter.name}, and were stated as {said or 'none'}")
+    if absent := [i for i in adapter.fitted_layers if i not in layers]:
+        raise ArtifactError(
+            f"the lens in {artifact.where} has no translator for layer {absent[0]} of {adapter.name}; "
+            f"only trivial layers can be left out ({', '.join(map(str, sorted(adapter.trivial_layers))) or 'it has none'})"
+        )
+
+
+def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLens, layers_stated: bool) -> None:
     """Refuse a lens that cannot belong to this model; warn where it probably does not."""
     config, fitted_on = artifact.config, artifact.fit.get("model", {})
+    base = str(config.get("base_model_name_or_path") or "a model that it does not name")
+    held, n = config["num_hidden_layers"], adapter.n_layers
     shapes = {
         "d_model": (config["d_model"], adapter.d_model),
-        "number of translators": (config["num_hidden_layers"], adapter.n_layers),
+        # where layers are stated the count is checked already, and config.json may count what is stored or all
+        "number of translators": (held, held if layers_stated and len(adapter.fitted_layers) <= held <= n else n),
         "vocabulary": (fitted_on.get("vocab_size", adapter.vocab_size), adapter.vocab_size),
     }
     for what, (its, models) in shapes.items():
         if its != models:
-            base = config.get("base_model_name_or_path", "another model")
-            raise ArtifactError(f"the lens in {artifact.where} was made for {base}: its {what} is {its}, {adapter.name} has {models}")
+            left_out = what.startswith("number") and its == len(adapter.fitted_layers)
+            hint = f"; if it leaves the trivial layer out, say layers=range({its})" if left_out else ""
+            raise ArtifactError(f"the lens in {artifact.where} was made for {base}: its {what} is {its}, {adapter.name} has {models}{hint}")
     if not config.get("bias", True):
         raise ArtifactError(f"the lens in {artifact.where} has translators without bias, which tuned-lens 0.2.0 cannot hold")
     known = fitted_on.get("unembedding_sha256")
     same = known == lens.unembed.sha256() if known and fitted_on.get("dtype") == str(adapter.dtype) else None
     if same is None:
-        same = Path(str(config.get("base_model_name_or_path"))).name == Path(adapter.name).name
+        same = Path(base).name == Path(adapter.name).name
     if not same:
-        base = config.get("base_model_name_or_path")
         change = "whose norm or head has changed since" if base == adapter.name else f"not on {adapter.name}"
         log.warning("the lens in %s was fitted on %s, %s", artifact.where, base, change)

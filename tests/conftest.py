@@ -16,23 +16,36 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.models.rwkv_files import read_rwkv
+from tests.rwkv_weights import official_weights
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mamba2Config,
+    Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
     RwkvConfig,
     RwkvForCausalLM,
 )
 
-FAMILIES = ("mamba", "rwkv4", "neox")
+FAMILIES = ("mamba", "rwkv4", "neox")  # what most tests run on: each kind of layer index, and RWKV-4's rescaling
+ALL_FAMILIES = (*FAMILIES, "mamba2", "falcon_mamba", "rwkv5", "rwkv6", "rwkv7", "recurrent_gemma", "llama", "gpt2")
 D_MODEL = 32
 VOCAB_SIZE = 96
 END_OF_TEXT = "<|endoftext|>"
@@ -53,14 +66,31 @@ def make_model(family: str, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> PreT
     fresh models of transformers have blocks near zero and near-uniform predictions, with which most mistakes would go unseen.
     """
     torch.manual_seed(seed)
-    common = {"vocab_size": vocab_size, "hidden_size": D_MODEL, "bos_token_id": None, "eos_token_id": None}
+    common = {"vocab_size": vocab_size, "hidden_size": D_MODEL, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    three = common | {"num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "intermediate_size": 64}
+    if family.startswith("rwkv") and family != "rwkv4":
+        version = family.removeprefix("rwkv")
+        return read_rwkv(official_weights("5.2" if version == "5" else version, vocab_size, D_MODEL, seed=seed), family).train()
     if family == "mamba":
-        model = MambaForCausalLM(MambaConfig(**common, num_hidden_layers=3, state_size=4, time_step_rank=4))
+        model = MambaForCausalLM(MambaConfig(**three, state_size=4, time_step_rank=4))
+    elif family == "falcon_mamba":
+        model = FalconMambaForCausalLM(FalconMambaConfig(**three, state_size=4, time_step_rank=4))
+    elif family == "mamba2":
+        sizes = {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2, "chunk_size": 8}
+        model = Mamba2ForCausalLM(Mamba2Config(**three, **sizes))
     elif family == "rwkv4":  # 8 blocks: the residual stream is halved after 6
         model = RwkvForCausalLM(RwkvConfig(**common, num_hidden_layers=8, context_length=64, attention_hidden_size=D_MODEL))
     elif family == "neox":
-        heads = {"num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}
-        model = GPTNeoXForCausalLM(GPTNeoXConfig(**common, num_hidden_layers=3, **heads))
+        model = GPTNeoXForCausalLM(GPTNeoXConfig(**three, **heads, max_position_embeddings=128))
+    elif family == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**three, **heads, max_position_embeddings=128))
+    elif family == "gpt2":
+        sizes = {"n_embd": D_MODEL, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": None, "eos_token_id": None}
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes))
+    elif family == "recurrent_gemma":  # two recurrent blocks and one of attention, whose window is shorter than the tests' inputs
+        sizes = {"lru_width": D_MODEL, "attention_window_size": 6, "logits_soft_cap": 1.5}
+        model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**three, **heads, **sizes))
     else:
         raise ValueError(f"no family {family!r}")
     with torch.no_grad():
@@ -110,6 +140,17 @@ def tiny_rwkv4() -> ModelAdapter:
 @pytest.fixture(scope="session")
 def tiny_neox() -> ModelAdapter:
     return wrap_model(make_model("neox"))
+
+
+@pytest.fixture(scope="session")
+def models_of_every_family() -> dict[str, ModelAdapter]:
+    return {family: wrap_model(make_model(family)) for family in ALL_FAMILIES}
+
+
+@pytest.fixture(params=ALL_FAMILIES)
+def every_model(request: pytest.FixtureRequest, models_of_every_family: dict[str, ModelAdapter]) -> ModelAdapter:
+    """The tiny model of every family that is supported."""
+    return models_of_every_family[request.param]
 
 
 @pytest.fixture(params=FAMILIES)

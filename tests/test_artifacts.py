@@ -296,6 +296,24 @@ def test_translators_without_bias_are_read_where_the_config_says_so(folder: Path
     assert artifacts.load(folder).translators.keys() == weights.keys()
 
 
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+def test_low_rank_translators_are_refused_as_such(folder: Path, kind: str) -> None:
+    shapes = {f"{i}.{name}": (2, 4) if name == "down.weight" else (4, 2) for i in range(LAYERS) for name in ("down.weight", "up.weight")}
+    low_rank = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    beside = {name: tensor for name, tensor in make_translators().items() if name.endswith(kind)}
+    torch.save(low_rank | beside, folder / "params.pt")
+    assert refusal(folder) == f"{folder} holds a low-rank lens ('0.down.weight' in params.pt); only full translators can be read"
+
+
+def test_where_the_last_translators_are_missing_layers_can_be_stated(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=LAYERS + 1)
+    message = refusal(folder)
+    assert message.endswith("'3.bias' is missing; if layers were left out, state those it has, for example layers=range(3)")
+    assert artifacts.load(folder, translators=LAYERS).translators.keys() == make_translators().keys()
+    with pytest.raises(ArtifactError, match=r"does not hold the 2 linear translators that the stated layers need: '2\.bias' has no place"):
+        artifacts.load(folder, translators=2)
+
+
 # --- reading: config.json and fit.json ---------------------------------------------------------------------------------------
 
 
@@ -349,6 +367,22 @@ def test_a_config_without_a_type_is_linear(folder: Path) -> None:
     assert len(artifacts.load(folder).translators) == 2 * LAYERS
 
 
+def test_settings_that_nobody_knows_are_named_in_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    artifacts.load(folder)
+    assert caplog.messages == []
+    edit_config(folder, dropout=0.1, rank=None)
+    assert len(artifacts.load(folder).translators) == 2 * LAYERS
+    assert caplog.messages == [f"{folder / 'config.json'} has settings that mean nothing here: dropout, rank"]
+
+
+@pytest.mark.parametrize("field", sorted(set(CONFIG) - {"d_model", "num_hidden_layers", "base_model_name_or_path"}))
+def test_what_tuned_lens_can_do_without_may_be_absent(folder: Path, field: str) -> None:
+    kept = {name: value for name, value in CONFIG.items() if name != field}
+    (folder / "config.json").write_text(json.dumps(kept))
+    TunedLensConfig.from_dict(kept)
+    assert artifacts.load(folder).config == kept
+
+
 def test_json_is_utf_8_wherever_it_comes_from(folder: Path) -> None:
     name = "models/καφές"
     (folder / "config.json").write_bytes(json.dumps(CONFIG | {"base_model_name_or_path": name}, ensure_ascii=False).encode())
@@ -386,27 +420,10 @@ def test_a_resource_cannot_be_had_offline_and_says_so_quickly(name: str, monkeyp
     start = time.monotonic()
     message = refusal(name)
     assert time.monotonic() - start < 5
-    assert message.startswith(f"no lens folder {name!r} here, and AlignmentResearch/tuned-lens does not give it (")
-
-
-def test_resources_are_named_as_tuned_lens_names_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    asked = []
-
-    def download(**place: str) -> str:
-        asked.append(place)
-        return str(folder / place["filename"])
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setenv("TUNED_LENS_REPO_ID", "")  # empty is unset, as for tuned-lens
-    assert artifacts.load("org/some-model").config == CONFIG
-    place = {"repo_id": "AlignmentResearch/tuned-lens", "repo_type": "space", "subfolder": "lens/org/some-model"}
-    assert asked == [place | {"filename": "config.json"}, place | {"filename": "params.pt"}]
-    monkeypatch.setenv("TUNED_LENS_REPO_ID", "my/lenses")
-    monkeypatch.setenv("TUNED_LENS_REPO_TYPE", "model")
-    artifacts.load("some-model")
-    assert asked[-1] == {"repo_id": "my/lenses", "repo_type": "model", "subfolder": "lens/some-model", "filename": "params.pt"}
+    space = "AlignmentResearch/tuned-lens"
+    where = f"neither {space} nor a model repository of that name gives it" if "/" in name else f"{space} does not give it"
+    assert message.startswith(f"no lens folder {name!r} here, and {where} (Cannot reach ")
+    assert "offline mode is enabled" in message
 
 
 # --- hashes ------------------------------------------------------------------------------------------------------------------

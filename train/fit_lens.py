@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lens_rnn import artifacts, cli
+from lens_rnn import artifacts, cli, hub
 from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
-from lens_rnn.fitting.card import model_card
+from lens_rnn.fitting.card import write_card
 from lens_rnn.fitting.fit import check_batches
 from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
@@ -24,7 +24,10 @@ from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, 
 from tqdm import tqdm
 
 # Settings that say where and how to run, not what to compute: a resumed run may change them.
-_FREE = ("output", "resume", "overwrite", "tracker", "verbose", "dry_run", "checkpoint_every", "data", "model", "device", "eval_tokens")
+_FREE = (
+    *("output", "resume", "overwrite", "tracker", "verbose", "dry_run", "checkpoint_every", "push_to_hub"),
+    *("data", "model", "device", "eval_tokens"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,8 @@ class Config(FitConfig, DataConfig, ModelConfig):
     """Print the plan and stop."""
     tracker: Literal["wandb"] | None = None
     """Log the loss of each layer there. WANDB_MODE=offline keeps it on this machine."""
+    push_to_hub: str | None = None
+    """Model repository on the Hub to upload the lens to after the fit, such as user/name. A new one is public. Needs a token."""
     verbose: bool = False
     """Show what the libraries underneath say, too."""
 
@@ -62,6 +67,9 @@ def main(config: Config) -> None:
     processes = start_processes(config, config.tracker)
     if not config.dry_run:
         check_output(config.folder, config.overwrite, config.resume)
+    push_to = config.push_to_hub
+    if push_to and processes.is_main and not config.dry_run:
+        push_to = hub.check_push(push_to)
 
     # Model and data.
     adapter = load_configured_model(config, processes, config.shard)
@@ -73,6 +81,8 @@ def main(config: Config) -> None:
     check_batches(config, fit_blocks, processes)
     if processes.is_main:
         print("\n".join(plan(adapter, fit_blocks, config, device, processes, config.shard)), flush=True)
+        if push_to:
+            print(f"push       to the model repository {push_to} on the Hub, after the fit", flush=True)
     if config.dry_run:
         return
 
@@ -141,11 +151,14 @@ def main(config: Config) -> None:
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         result.lens.save(config.folder)
         artifacts.write_json(config.folder / artifacts.FIT, report)
-        artifacts.write_atomically(config.folder / "README.md", lambda file: file.write(model_card(report).encode()))
+        write_card(config.folder, report, push_to)
         print(table(adapter, report))
         for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")
-        print(f"saved to {config.folder}")
+        print(f"saved to {config.folder}", flush=True)
+        if push_to:
+            artifacts.push(config.folder, push_to)
+            print(f"pushed to {push_to}")
     processes.finish()
 
 

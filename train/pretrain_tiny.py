@@ -145,7 +145,7 @@ def held_out_bits_per_byte(folder: Path, blocks: TokenBlocks) -> float:
     total = 0.0
     for start in range(0, len(blocks), 8):
         ids = blocks.batch(slice(start, start + 8))
-        logits = adapter.head(adapter.forward(ids).final)[:, :-1]
+        logits = adapter.logits(adapter.forward(ids).final)[:, :-1]
         total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
     return total / (len(blocks) * (blocks.seq_len - 1)) * blocks.bits_per_byte
 

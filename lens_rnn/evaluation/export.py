@@ -15,7 +15,7 @@ def result(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float, 
     unigram = evaluation.unigram_ce
     ours = {
         "model": adapter.name,
-        "family": adapter.model_type,
+        "family": adapter.family,
         "n_layers": adapter.n_layers,
         "depth": {f"layer_{i}": adapter.depth(i) for i in range(adapter.n_layers)},
         "units": "bits per byte",

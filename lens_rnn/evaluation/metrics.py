@@ -4,7 +4,7 @@ All figures are means over tokens, in nats a token: KL and entropy over every po
 Multiply by `TokenBlocks.bits_per_byte` for bits per byte.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import log
 from typing import Any, NamedTuple
@@ -27,6 +27,17 @@ class Figures(NamedTuple):
     ce: float
     kl: float
     entropy: float
+
+
+class Chunk(NamedTuple):
+    """Some tokens of a batch: so few that a (tokens, vocab) buffer is small."""
+
+    hidden: list[Tensor]
+    """One (tokens, d_model) per layer."""
+    log_p: Tensor
+    """(tokens, vocab), float32: the logarithm of the model's own predictions."""
+    labels: Tensor
+    """(tokens): the next token, −1 where nothing follows."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +71,10 @@ def evaluate(
     names, layers = list(lenses), adapter.fitted_layers
     sums = torch.zeros(1 + len(names) * len(layers), 3, dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64)  # positions with a next token, positions
-    for rows, real in processes.shares(np.arange(len(blocks)), micro_batch_size):
-        ids = blocks.batch(rows, adapter.device)
-        forward = adapter.forward(ids)
-        if not real:
-            continue
+    for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
         sums += _batch_sums(adapter, [lenses[name] for name in names], layers, forward, ids)
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
-        if on_batch:
-            on_batch(ids.numel() * processes.world)
-    device = adapter.device if adapter.device.type != "mps" else torch.device("cpu")
-    sums, counts = processes.sum(sums.to(device)).cpu(), processes.sum(counts.to(device)).cpu()
+    sums, counts = total(adapter, processes, sums), total(adapter, processes, counts)
     means = sums / torch.stack([counts[0], counts[1], counts[1]])
     model = Figures(*means[0].tolist())
     by_lens = means[1:].reshape(len(names), len(layers), 3).tolist()
@@ -82,23 +86,58 @@ def evaluate(
     return Evaluation(model, figures, log(adapter.vocab_size), unigram_ce)
 
 
-def _batch_sums(adapter: ModelAdapter, lenses: list[Lens], layers: tuple[int, ...], forward: Forward, ids: Tensor) -> Tensor:
-    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3), float64."""
-    sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
+def batches(
+    adapter: ModelAdapter, blocks: TokenBlocks, processes: Processes, micro_batch_size: int, on_batch: Callable[[int], Any] | None = None
+) -> Iterator[tuple[Tensor, Forward]]:
+    """This process's share of the blocks, as ids (batch, seq) and what the model makes of them. on_batch is told the tokens done."""
+    for rows, real in processes.shares(np.arange(len(blocks)), micro_batch_size):
+        ids = blocks.batch(rows, adapter.device)
+        forward = adapter.forward(ids)
+        if not real:
+            continue
+        yield ids, forward
+        if on_batch:
+            on_batch(ids.numel() * processes.world)
+
+
+def chunks(adapter: ModelAdapter, forward: Forward, ids: Tensor) -> Iterator[Chunk]:
+    """The tokens of a batch in order, a few hundred at a time."""
     labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1).flatten()  # −1: nothing follows
     final = forward.final.flatten(0, 1)
     hidden = [h.flatten(0, 1) for h in forward.hidden_states]
-    size = max(64, _CHUNK_BYTES.get(ids.device.type, 2**26) // (4 * adapter.vocab_size))
+    size = chunk_size(adapter)
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
-        log_p = torch.log_softmax(adapter.head(final[part].to(adapter.dtype)).float(), dim=-1)
-        p = log_p.exp()
-        sums[0] += _sums(log_p, p, log_p, labels[part])
+        log_p = torch.log_softmax(adapter.logits(final[part]).float(), dim=-1)
+        yield Chunk([h[part] for h in hidden], log_p, labels[part])
+
+
+def chunk_size(adapter: ModelAdapter) -> int:
+    """Tokens whose float32 (tokens, vocab) buffer is small, and yet large enough for quick products."""
+    return max(64, _CHUNK_BYTES.get(adapter.device.type, 2**26) // (4 * adapter.vocab_size))
+
+
+def log_predictions(lens: Lens, hidden: Tensor, layer: int) -> Tensor:
+    """Log-probabilities (…, vocab), float32, that a lens reads from hidden (…, d_model) at a layer."""
+    return torch.log_softmax(lens(hidden, layer).float(), dim=-1)
+
+
+def total(adapter: ModelAdapter, processes: Processes, sums: Tensor) -> Tensor:
+    """Float64 `sums` of this process added up over all of them, on the CPU."""
+    device = adapter.device if adapter.device.type != "mps" else torch.device("cpu")
+    return processes.sum(sums.to(device)).cpu()
+
+
+def _batch_sums(adapter: ModelAdapter, lenses: list[Lens], layers: tuple[int, ...], forward: Forward, ids: Tensor) -> Tensor:
+    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3), float64."""
+    sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
+    for chunk in chunks(adapter, forward, ids):
+        p = chunk.log_p.exp()
+        sums[0] += _sums(chunk.log_p, p, chunk.log_p, chunk.labels)
         row = 1
         for lens in lenses:
             for layer in layers:
-                log_q = torch.log_softmax(lens(hidden[layer][part], layer).float(), dim=-1)
-                sums[row] += _sums(log_q, p, log_p, labels[part])
+                sums[row] += _sums(log_predictions(lens, chunk.hidden[layer], layer), p, chunk.log_p, chunk.labels)
                 row += 1
     return sums
 

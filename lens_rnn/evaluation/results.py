@@ -7,17 +7,19 @@ baselines. For a file without that key the family decides; it is given (`mamba:F
 
 import json
 import math
-import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lens_rnn.errors import DataError
+from lens_rnn.evaluation.curves import UNITS, Curves, LayerTransfer
 
 import numpy as np
 
 FILE_NAME = "aggregate_metrics.json"
-UNITS = "bits per byte"
+SCRIPT = "eval/perplexity.py"
 PUBLISHED_UNIFORM = 3.63
 """Bits per byte of the uniform distribution over the vocabulary that the published Mamba, RWKV-4 and Pythia results share."""
 FAMILIES = {"mamba": "mamba", "rwkv": "rwkv", "pythia": "gpt_neox", "gpt_neox": "gpt_neox"}
@@ -26,57 +28,36 @@ TITLES = {"mamba": "Mamba", "rwkv": "RWKV", "pythia": "Pythia", "gpt_neox": "GPT
 HOW_TO_NAME = f"say it as FAMILY:PATH with one of {', '.join(FAMILIES)}"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Curves:
-    """Cross-entropy over the depth of one model. Arrays have shape (layers,); every entropy is in bits per byte."""
+def read_results(specs: Sequence[str]) -> list[Curves]:
+    """The curves of every result named. Those of one name get so much of their folders as tells them apart.
 
-    name: str
-    """What a legend calls it."""
-    depth: np.ndarray
-    """Fraction of blocks applied at each layer, increasing, 0 to 1."""
-    logit_ce: np.ndarray
-    """Cross-entropy of the logit lens against the next token."""
-    tuned_ce: np.ndarray | None = None
-    """The same for the tuned lens."""
-    model_ce: float
-    """Cross-entropy of the model itself."""
-    uniform_ce: float | None = None
-    """Cross-entropy of the uniform distribution over the vocabulary."""
-    unigram_ce: float | None = None
-    """Cross-entropy of token frequencies."""
-    logit_kl: np.ndarray | None = None
-    """KL from the model's prediction to the logit lens's."""
-    tuned_kl: np.ndarray | None = None
-    """The same for the tuned lens."""
-    family: str | None = None
-    """Architecture, for colours: "mamba", "rwkv", "gpt_neox" or another."""
+    Raises DataError as `read_curves` does.
+    """
+    results = [read_curves(spec) for spec in specs]
+    paths = [_split(spec)[1].resolve() for spec in specs]
+    folders = [path.parent if path.name == FILE_NAME else path for path in paths]
+    count = Counter(curves.name for curves in results)
+    return [
+        replace(curves, name=f"{curves.name} ({_telling(folder, folders)})") if count[curves.name] > 1 else curves
+        for curves, folder in zip(results, folders, strict=True)
+    ]
 
-    def __post_init__(self) -> None:
-        for field in ("logit_ce", "tuned_ce", "logit_kl", "tuned_kl"):
-            values = getattr(self, field)
-            if values is not None and np.shape(values) != np.shape(self.depth):
-                raise DataError(f"{self.name}: {field} has {np.size(values)} layers and depth {np.size(self.depth)}; they must agree")
 
-    @property
-    def broken(self) -> str | None:
-        """Why the result cannot be trusted, or None: the model itself predicts worse than a uniform distribution."""
-        if self.uniform_ce is None or self.model_ce <= self.uniform_ce:
-            return None
-        return f"model {self.model_ce:.2f} > uniform {self.uniform_ce:.2f}"
+def find_results(specs: Sequence[str]) -> list[str]:
+    """Every result that the specs stand for, each once: a folder that holds none itself stands for all in the folders below it, by path.
 
-    @property
-    def parameters(self) -> float | None:
-        """Number of parameters, where a name like "mamba-130m-hf", "RWKV 1b5" or "Pythia 2.8b" tells it."""
-        found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(\d*)(?![a-z0-9])", self.name.lower())
-        if not found:
-            return None
-        return float(f"{found[1]}.{found[3]}" if found[3] else found[1]) * {"m": 1e6, "b": 1e9}[found[2]]
-
-    def joined_to_model(self, ce: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Depth and cross-entropy of a lens, ended by the model itself at depth 1 where the layers end before it."""
-        if self.depth[-1] >= 1:
-            return self.depth, ce
-        return np.append(self.depth, 1.0), np.append(ce, self.model_ce)
+    Raises DataError where such a folder has none.
+    """
+    found: dict[Path, str] = {}
+    for spec in specs:
+        family, path = _split(spec)
+        inside = path.is_dir() and not (path / FILE_NAME).exists()
+        files = sorted(path.rglob(FILE_NAME)) if inside else [path / FILE_NAME if path.is_dir() else path]
+        if not files:
+            raise DataError(f"no result in {path}; name folders that hold an {FILE_NAME}, or write one with {SCRIPT}")
+        for file in files:
+            found.setdefault(file.resolve(), f"{family}:{file}" if family else str(file))
+    return list(found.values())
 
 
 def read_curves(spec: str | Path) -> Curves:
@@ -95,7 +76,7 @@ def read_curves(spec: str | Path) -> Curves:
         name = _published_name(family, path)
     else:
         if about.get("units", UNITS) != UNITS:
-            raise DataError(f"{path} is in {about['units']}, but curves are drawn in {UNITS}; write it again with eval/perplexity.py")
+            raise DataError(f"{path} is in {about['units']}, but curves are drawn in {UNITS}; write it again with {SCRIPT}")
         depth = result.depth()
         name = Path(str(about.get("model") or path.resolve().parent)).name
         family = str(about["family"]) if about.get("family") else family
@@ -107,6 +88,8 @@ def read_curves(spec: str | Path) -> Curves:
         model_ce=result.number("baseline.ce.final"),
         uniform_ce=PUBLISHED_UNIFORM if about is None else result.optional("lens_rnn.uniform_ce"),
         unigram_ce=result.optional("lens_rnn.unigram_ce"),
+        transfer=result.transfer(depth) if result.has("tuned.layer_transfer") else None,
+        bits_per_byte_per_nat=result.optional("lens_rnn.bits_per_byte_per_nat"),
         logit_kl=result.layers("logit.kl", len(logit)) if result.has("logit.kl") else None,
         tuned_kl=result.layers("tuned.kl", len(logit)) if result.has("tuned.kl") else None,
         family=FAMILIES.get(family or "", family),
@@ -122,9 +105,9 @@ class _Result:
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"no result at {path}; name an {FILE_NAME} or a folder that holds one") from None
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise DataError(f"{path} is not JSON ({error}); name the {FILE_NAME} that eval/perplexity.py wrote") from None
+            raise DataError(f"{path} is not JSON ({error}); name the {FILE_NAME} that {SCRIPT} wrote") from None
         if not isinstance(content, dict):
-            raise DataError(f"{path} holds no result; name the {FILE_NAME} that eval/perplexity.py wrote")
+            raise DataError(f"{path} holds no result; name the {FILE_NAME} that {SCRIPT} wrote")
         self.path = path
         self.content: dict[str, Any] = content
 
@@ -132,7 +115,7 @@ class _Result:
         value: Any = self.content
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise DataError(f"{self.path} has no {key}; name the {FILE_NAME} that eval/perplexity.py wrote")
+                raise DataError(f"{self.path} has no {key}; name the {FILE_NAME} that {SCRIPT} wrote")
             value = value[part]
         return value
 
@@ -160,7 +143,7 @@ class _Result:
         if missing := next((name for name in names if name not in table), None):
             raise DataError(f"{self.path}: {key} has {len(table)} entries but no {missing}; layers must run from layer_0 without a gap")
         if not names:
-            raise DataError(f"{self.path}: {key} has no layers; run eval/perplexity.py again")
+            raise DataError(f"{self.path}: {key} has no layers; run {SCRIPT} again")
         if expected is not None and len(names) != expected:
             raise DataError(f"{self.path}: {key} has {len(names)} layers and logit.ce {expected}; they must agree")
         return np.array([self._finite(f"{key}.{name}", table[name]) for name in names])
@@ -171,10 +154,34 @@ class _Result:
             raise DataError(f"{self.path}: lens_rnn.depth must increase from layer to layer and stay between 0 and 1")
         return depth
 
+    def transfer(self, depth: np.ndarray) -> LayerTransfer:
+        """tuned.layer_transfer, as {"ce"|"kl": {translator: {source: x}}}. The translator one past the last layer belongs to depth 1."""
+        key = "tuned.layer_transfer"
+        depths = {f"layer_{i}": value for i, value in enumerate(np.append(depth, 1.0))}
+        table = self.table(f"{key}.ce")
+        first = next(iter(table.values()), None)
+        if not isinstance(first, dict) or not first or not first.keys() <= table.keys() <= depths.keys():
+            raise DataError(f"{self.path}: {key}.ce must hold translator: {{source: number}}, with layers of the result as both")
+        rows, sources = ([name for name in depths if name in names] for names in (table, first))
+        ce, kl = (np.array([[self.number(f"{key}.{kind}.{row}.{source}") for source in sources] for row in rows]) for kind in ("ce", "kl"))
+        return LayerTransfer(
+            translator_depth=np.array([depths[name] for name in rows]),
+            source_depth=np.array([depths[name] for name in sources]),
+            ce=ce,
+            kl=kl,
+            own=np.array([rows.index(name) for name in sources]),
+        )
+
     def _finite(self, key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(f"{self.path}: {key} must be a finite number, not {value!r:.40}")
         return float(value)
+
+
+def _telling(folder: Path, folders: list[Path]) -> str:
+    """As much of a folder's path, from its end, as no other folder shares."""
+    ends = ["/".join(folder.parts[-n:]) for n in range(1, len(folder.parts))]
+    return next((end for end in ends if sum(str(other).endswith(f"/{end}") for other in folders) == 1), folder.name)
 
 
 def _split(spec: str) -> tuple[str | None, Path]:

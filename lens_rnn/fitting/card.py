@@ -1,51 +1,134 @@
-"""The README.md beside a fitted lens, made from its fit.json."""
+"""The model card beside a fitted lens, README.md with its figure, made from the lens's fit.json."""
 
+from pathlib import Path
 from typing import Any
 
+from lens_rnn import artifacts
+from lens_rnn.evaluation.curves import Curves
+from lens_rnn.evaluation.plots import plot_layers_png
+
+import numpy as np
+import yaml
+
+_HERE = "path/to/this/folder"
+_STOCK_KNOWS = ("gpt_neox", "llama", "gpt2")
+"""Of the architectures that have an adapter, those whose norm and head tuned-lens finds by itself."""
+
 _CARD = """---
-library_name: lens-rnn
-base_model: {name}
-tags: [tuned-lens, interpretability]
----
+{front_matter}---
 # Tuned lens for {name}
 
-One affine translator for each of {n_layers} layers (d_model {d_model}), fitted with
-lens-rnn by minimising {loss} on {tokens:,} tokens of `{source}` with {optimizer}.
+One affine translator for each of {n_layers} layers (d_model {d_model}) of `{name}`{at_revision}, fitted with
+lens-rnn by minimising {loss} on {tokens:,} tokens of `{source}`{origin} with {optimizer}.
 
 | layer | depth | KL, logit lens | KL, tuned lens | bits per byte, logit | bits per byte, tuned |
 |---|---|---|---|---|---|
 {rows}
 
 KL in nats per token from the model's own predictions, on {eval_tokens:,} held-out tokens of `{eval_source}`. Baselines in bits per byte:
-model {model_ce:.3f}, unigram {unigram_ce:.3f}, uniform {uniform_ce:.3f}.
+model {model_ce:.3f}, {unigram}uniform {uniform_ce:.3f}.
+
+![Cross-entropy of both lenses over the depth of the model]({figure})
+
+## Use
 
 ```python
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
 
-adapter = load_model("{name}")
-lens = TunedLens.load(adapter, "path/to/this/folder")
+adapter = load_model({model})
+lens = TunedLens.load(adapter, "{where}")
 ```
+
+{stock}
 
 `config.json` and `params.pt` are in the format of tuned-lens 0.2.0; `fit.json` holds every setting, hash and figure.
 """
 
+_STOCK = """With [tuned-lens](https://github.com/AlignmentResearch/tuned-lens) alone:
 
-def model_card(report: dict[str, Any]) -> str:
-    """Markdown from the content of fit.json."""
+```python
+{fetch}from transformers import AutoModelForCausalLM
+from tuned_lens.nn.lenses import TunedLens
+
+model = AutoModelForCausalLM.from_pretrained({model})
+lens = TunedLens.from_model_and_pretrained(model, lens_resource_id={folder})
+```"""
+
+_STOCK_WITH_OURS = """[tuned-lens](https://github.com/AlignmentResearch/tuned-lens) does not know this architecture, but its own class takes
+the translators once it is given the norm and head:
+
+```python
+{fetch}from lens_rnn.lens import Unembedding
+from lens_rnn.models import load_model
+from tuned_lens.nn.lenses import TunedLens
+
+adapter = load_model({model})
+lens = TunedLens.from_unembed_and_pretrained(Unembedding(adapter), lens_resource_id={folder})
+```"""
+
+
+def write_card(folder: Path, report: dict[str, Any], repo_id: str | None = None) -> None:
+    """Write README.md and its figure beside a lens, from the content of its fit.json. repo_id: where the lens will be pushed to."""
+    plot_layers_png(_curves(report), folder / artifacts.FIGURE)
+    artifacts.write_atomically(folder / artifacts.CARD, lambda file: file.write(model_card(report, repo_id).encode()))
+
+
+def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
+    """Markdown from the content of fit.json. repo_id: the model repository on the Hub that holds the lens, if one does."""
     rows = "\n".join(
         f"| {i} | {row['depth']:.2f} | {row['kl_logit']:.3f} | {row['kl_tuned']:.3f} | {row['ce_logit']:.3f} | {row['ce_tuned']:.3f} |"
         for i, row in report["layers"].items()
     )
-    fit, held_out = report["data"]["fit"], report["data"]["eval"]
+    model, fit, held_out, baselines = report["model"], report["data"]["fit"], report["data"]["eval"], report["baselines"]
+    revision, unigram = model["revision"], baselines["unigram_ce"]
+    commit = fit["origin"].get("commit")
+    load_model = f'"{model["name"]}"' + (f', revision="{revision}"' if revision else "")
+    stock = _STOCK if model["model_type"] in _STOCK_KNOWS else _STOCK_WITH_OURS
+    fetch = "from huggingface_hub import snapshot_download\n" if repo_id else ""
     return _CARD.format(
-        **{key: report["model"][key] for key in ("name", "n_layers", "d_model")},
-        **report["baselines"],
+        front_matter=_front_matter(report),
+        **{key: model[key] for key in ("name", "n_layers", "d_model")},
+        at_revision=f" at revision `{revision}`" if revision else "",
         loss={"kl": "KL from the model's predictions", "ce": "cross-entropy"}[report["settings"]["loss"]],
         optimizer=report["settings"]["optimizer"],
         tokens=fit["tokens"],
         source=fit["source"],
+        origin=f" (commit {commit})" if commit else "",
         eval_tokens=held_out["tokens"],
         eval_source=held_out["source"],
         rows=rows,
+        model_ce=baselines["model_ce"],
+        uniform_ce=baselines["uniform_ce"],
+        unigram="" if unigram is None else f"unigram {unigram:.3f}, ",
+        figure=artifacts.FIGURE,
+        model=load_model,
+        where=repo_id or _HERE,
+        stock=stock.format(fetch=fetch, model=load_model, folder=f'snapshot_download("{repo_id}")' if repo_id else f'"{_HERE}"'),
+    )
+
+
+def _front_matter(report: dict[str, Any]) -> str:
+    """What the Hub reads of a card. It refuses a base model or data set that it does not have, so files of this machine are not named."""
+    model, fit = report["model"], report["data"]["fit"]
+    values = {"library_name": "lens-rnn", "tags": ["tuned-lens", "interpretability", model["model_type"]]}
+    values |= {"base_model": model["name"]} if model["revision"] else {}
+    values |= {"datasets": [fit["source"]]} if "commit" in fit["origin"] else {}
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _curves(report: dict[str, Any]) -> Curves:
+    """The figures of fit.json, to be drawn."""
+    layers = report["layers"].values()
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in layers])  # (layers,)
+
+    return Curves(
+        name=f"Tuned lens for {Path(report['model']['name']).name}",
+        depth=column("depth"),
+        logit_ce=column("ce_logit"),
+        tuned_ce=column("ce_tuned"),
+        family=report["model"]["model_type"],
+        **report["baselines"],
     )

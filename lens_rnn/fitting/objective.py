@@ -5,13 +5,14 @@ Symbols, per token (Belrose et al. 2023, arXiv 2303.08112, eqs. 5 to 7; there th
     z   translated state                        (d_model)
     u   final_norm(z)                           (d_model)
     U   head's weight                           (vocab, d_model)
-    q   softmax(U u)                            (vocab)
+    c   the model's logit cap, ∞ for most: its logits are c · tanh(U u ÷ c), with derivative D = 1 − (logits ÷ c)²     (vocab)
+    q   softmax(logits)                         (vocab)
     p   the model's own next-token distribution (vocab), or the next token itself, one-hot
-    γ   gradient of the loss at u = Uᵀ(q − p)   (d_model)
+    γ   gradient of the loss at u = UᵀD(q − p)  (d_model)
     g   gradient at z = Jᵀ γ, J the norm's Jacobian at z
     y   a label drawn from q
-    s   gradient at z of −log q[y] = Jᵀ(γ + Uᵀp − U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse 2015,
-        arXiv 1503.05671, section 2.1)
+    s   gradient at z of −log q[y] = Jᵀ(γ + UᵀDp − D[y] U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse 2015,
+        arXiv 1503.05671, section 2.1). Without a cap, Uᵀp is one product for all layers
 
 A chunk of tokens is all that is ever held at vocabulary size. The naive twin stands in tests/reference/objective.py.
 """
@@ -41,7 +42,7 @@ class Chunk(NamedTuple):
     """One (tokens, d_model) per layer."""
     target: Target
     expected: Tensor | None
-    """Uᵀp (tokens, d_model), where it was asked for."""
+    """Uᵀp (tokens, d_model), where it was asked for and the same for all layers."""
 
 
 class Derivatives(NamedTuple):
@@ -76,6 +77,7 @@ class FusedObjective:
         self.products = products or head.weight.dtype
         self.weight = head.weight.detach().to(self.products)
         self.bias = None if head.bias is None else head.bias.detach().to(self.products)
+        self.cap = unembedding.cap
         device = self.weight.device
         self.rows = rows_for(self.products, device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(head.out_features, self.products, device.type)
@@ -98,12 +100,13 @@ class FusedObjective:
     @torch.no_grad()
     def target(self, final: Tensor, labels: Tensor | None = None) -> tuple[Target, Tensor | None]:
         """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens), and Uᵀp."""
+        share = self.fisher and self.cap is None
         if labels is not None:
-            return Target(final.new_empty(0), final.new_empty(0), labels), self.weight[labels] if self.fisher else None
+            return Target(final.new_empty(0), final.new_empty(0), labels), self.weight[labels] if share else None
         logits = self._logits(final)
         probabilities = logits.clone()
         normalizers = self.rows.softmax_(probabilities)
-        return Target(logits, normalizers), probabilities @ self.weight if self.fisher else None
+        return Target(logits, normalizers), probabilities @ self.weight if share else None
 
     def derivatives(self, z: Tensor, target: Target, expected: Tensor | None = None, draws: Tensor | None = None) -> Derivatives:
         """Loss and gradient at z (tokens, d_model); with expected and draws (tokens), uniform in [0, 1), also for drawn labels."""
@@ -112,17 +115,36 @@ class FusedObjective:
             u = self.unembedding.normed(z)
         with torch.no_grad():
             logits = self._logits(u)
+            slope = None if self.cap is None else 1 - (logits / self.cap) ** 2  # D (tokens, vocab)
             loss, labels = self.rows.difference_(logits, target, draws)
+            if slope is not None:
+                logits *= slope
             at_u = (logits @ self.weight).to(u.dtype)
         (gradient,) = torch.autograd.grad(u, z, at_u, retain_graph=labels is not None)
-        if labels is None or expected is None:
+        if labels is None or (expected is None and slope is None):
             return Derivatives(loss, gradient, None)
-        at_u += expected.to(u.dtype) - self.weight[labels].to(u.dtype)
+        with torch.no_grad():
+            drawn = self.weight[labels]
+            if slope is not None:
+                expected = self._capped_expected(target, slope)
+                drawn = drawn * slope.gather(-1, labels[:, None].long())
+            assert expected is not None
+            at_u += expected.to(u.dtype) - drawn.to(u.dtype)
         (sampled,) = torch.autograd.grad(u, z, at_u)
         return Derivatives(loss, gradient, sampled)
 
+    def _capped_expected(self, target: Target, slope: Tensor) -> Tensor:
+        """UᵀDp (tokens, d_model), where the cap makes it each layer's own."""
+        if target.labels is not None:
+            labels = target.labels[:, None]
+            return self.weight[target.labels] * slope.gather(-1, labels)
+        p = target.logits.clone()
+        self.rows.softmax_(p)
+        return (p * slope) @ self.weight
+
     def _logits(self, u: Tensor) -> Tensor:
-        return torch.nn.functional.linear(u.to(self.products), self.weight, self.bias)
+        logits = torch.nn.functional.linear(u.to(self.products), self.weight, self.bias)
+        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
 def default_chunk_tokens(vocab_size: int, products: torch.dtype, device_type: str) -> int:

@@ -1,10 +1,12 @@
 """What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 from lens_rnn.errors import ModelError
+from lens_rnn.models.state import RecurrentState
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ class ModelAdapter(ABC):
 
     states_after_blocks: ClassVar[bool]
     """Whether hidden_states[i] is the output of block i (the recurrent families) or its input (transformers)."""
+    state_names: ClassVar[tuple[str, ...]] = ()
+    """Names of the tensors of the recurrent state, one a block each; empty where it cannot be reached or there is none."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None):
         self.model = model.eval().requires_grad_(False)
@@ -61,6 +65,16 @@ class ModelAdapter(ABC):
     @property
     def model_type(self) -> str:
         return str(self.model.config.model_type)
+
+    @property
+    def family(self) -> str:
+        """What results are grouped and coloured by: mamba, rwkv, or the model type."""
+        return self.model_type
+
+    @property
+    def logit_cap(self) -> float | None:
+        """c of the cap c · tanh(logits ÷ c) that some models end in; None where there is none."""
+        return None
 
     @property
     def d_model(self) -> int:
@@ -118,19 +132,59 @@ class ModelAdapter(ABC):
     @torch.no_grad()
     def forward(self, input_ids: Tensor) -> Forward:
         """Run the model without its head over input_ids (batch, seq)."""
+        return self._run(input_ids, use_cache=False)[0]
+
+    @torch.no_grad()
+    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:  # noqa: ARG002
+        """Read input_ids (batch, seq) from a state on, by default from before the first token; the given state is left as it is.
+
+        Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where the family has no recurrent
+        state to reach (`state_names` is empty).
+        """
+        raise ModelError(
+            f"the recurrent state of model type {self.model_type!r} cannot be reached; lens_rnn.models.supported() says where it can"
+        )
+
+    def _run(self, input_ids: Tensor, **kwargs: Any) -> tuple[Forward, Any]:
+        """One pass of the base model, and its own output."""
         seen: list[Tensor] = []
         hook = self.final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
-            output = self.model.base_model(input_ids, output_hidden_states=True, use_cache=False)
+            output = self.model.base_model(input_ids, output_hidden_states=True, **kwargs)
         finally:
             hook.remove()
         if len(seen) != 1:
             raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
-        return Forward(tuple(output.hidden_states[: self.n_layers]), seen[0], output.last_hidden_state)
+        return Forward(tuple(output.hidden_states[: self.n_layers]), seen[0], output.last_hidden_state), output
+
+    def _token_by_token(self, input_ids: Tensor, state: RecurrentState) -> tuple[Forward, RecurrentState]:
+        """`advance` for models that can continue from a state by a single token only."""
+        steps = []
+        for token in input_ids.split(1, dim=1):
+            step, state = self.advance(token, state)
+            steps.append(step)
+        hidden = tuple(torch.cat(layer, 1) for layer in zip(*(step.hidden_states for step in steps), strict=True))
+        return Forward(hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1)), state
+
+    def logits(self, final: Tensor) -> Tensor:
+        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and cap."""
+        return capped(self.head(final.to(self.dtype)), self.logit_cap)
 
     def unembed(self, z: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm and head."""
-        return self.head(self.final_norm(z).to(self.head.weight.dtype))
+        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head and cap."""
+        return self.logits(self.final_norm(z))
+
+    @contextmanager
+    def as_loaded(self) -> Iterator[None]:
+        """Inside it the model runs none of this package's fused recurrences."""
+        own = [
+            (module, module.__dict__.pop("forward")) for block in self.blocks for module in block.modules() if "forward" in module.__dict__
+        ]
+        try:
+            yield
+        finally:
+            for module, forward in own:
+                module.forward = forward
 
     @torch.no_grad()
     def check(self) -> None:
@@ -144,7 +198,8 @@ class ModelAdapter(ABC):
 
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocab_size, _PROBE_SHAPE, generator=generator).to(self.device)
-        expected = self.model(ids, output_hidden_states=True, use_cache=True)
+        with self.as_loaded():
+            expected = self.model(ids, output_hidden_states=True, use_cache=False)
         got = self.forward(ids)
         shape = (*_PROBE_SHAPE, self.d_model)
         if len(expected.hidden_states) != self.n_layers + 1:
@@ -156,10 +211,17 @@ class ModelAdapter(ABC):
                 refuse(f"hidden state {i} differs from the one transformers returns")
         if not _agree(self.unembed(got.norm_input), expected.logits):
             refuse("unembedding(final hidden state) does not reproduce the logits")
-        if not _agree(self.head(got.final.to(self.dtype)), expected.logits):
+        if not _agree(self.logits(got.final), expected.logits):
             refuse("head(normed final hidden state) does not reproduce the logits")
         if self.trivial_layers and not torch.equal(got.hidden_states[-1], got.norm_input):
             refuse("the last hidden state is not the final norm's input")
+        if self.state_names:
+            _, state = self.advance(ids[:, :4])
+            middle, state = self.advance(ids[:, 4:-1], state)
+            last, _ = self.advance(ids[:, -1:], state)
+            parts = torch.cat([middle.norm_input, last.norm_input], 1).to(self.dtype)  # some keep a float32 stream in a bfloat16 model
+            if not _agree(parts, got.norm_input[:, 4:]):
+                refuse("continuing from a recurrent state does not give what the whole input gives")
 
     @torch.no_grad()
     def shard(self, device: torch.device, processes: int) -> None:
@@ -176,6 +238,11 @@ class ModelAdapter(ABC):
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if id(tensor) not in in_blocks:
                 tensor.data = tensor.data.to(device)
+
+
+def capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits ÷ cap), or the logits themselves where there is no cap."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def _agree(a: Tensor, b: Tensor) -> bool:

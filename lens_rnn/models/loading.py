@@ -2,12 +2,17 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lens_rnn.errors import ModelError
-from lens_rnn.models.adapter import ModelAdapter, adapter_class
+from lens_rnn.models.adapter import ModelAdapter, adapter_class, known_architectures
+from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.models.native import is_native_config, read_rwkv4, read_state_spaces
+from lens_rnn.models.rwkv_files import SUFFIXES, read_rwkv, version_of
+from lens_rnn.models.weights import listed, read_weights
+from lens_rnn.models.world_tokenizer import VOCABULARY_FILES, read_world_tokenizer
 
 import torch
 from transformers import (
@@ -21,15 +26,26 @@ from transformers import (
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+WORLD_VOCABULARY = 65_536
+
 log = logging.getLogger(__name__)
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None) -> ModelAdapter:
-    """The checked adapter of a transformers model that is already in memory.
+def wrap_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> ModelAdapter:
+    """The checked adapter of a model that is already in memory. trust_remote_code: take an unknown architecture too, if its parts can
+    be found by watching it run.
 
     Raises ModelError for an unknown architecture or a model that does not behave as its adapter declares.
     """
-    adapter = adapter_class(model.config.model_type)(model, tokenizer, revision)
+    model_type = model.config.model_type
+    cls = GenericAdapter if trust_remote_code and model_type not in known_architectures() else adapter_class(model_type)
+    adapter = cls(model, tokenizer, revision)
     adapter.check()
     return adapter
 
@@ -43,19 +59,41 @@ def load_model(
     tokenizer: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> ModelAdapter:
-    """Load a causal language model from a folder or the Hub and return its checked adapter.
+    """Load a causal language model and return its checked adapter.
 
+    name_or_path: a folder or a Hub name, in the layout of transformers or of mamba_ssm (state-spaces/mamba-130m); or an official RWKV
+    file, .pth or .safetensors, here or on the Hub as OWNER/REPOSITORY/FILE.
     dtype: torch dtype or its name, or "auto", the checkpoint's own; by default float32 on the CPU and "auto" elsewhere.
     device: by default a GPU if there is one.
-    tokenizer: folder or Hub name of another tokenizer than the model's own.
+    tokenizer: folder or Hub name of another tokenizer than the model's own, or an rwkv_vocab_*.txt file.
 
     Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its check.
     """
     name = str(name_or_path)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    wanted = _resolve_dtype(dtype, device)
+    stored = None if wanted == "auto" else wanted
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    declared, _ = _load(name, "model", PreTrainedConfig.get_config_dict, revision=revision)
-    if isinstance(declared, dict) and "model_type" in declared:
+    model: PreTrainedModel
+    if file := _rwkv_file(name, revision):
+        model, commit = _read_file(file, name, stored), None
+    else:
+        declared, _ = _load(name, "model", PreTrainedConfig.get_config_dict, revision=revision)
+        native = is_native_config(declared)
+        model, commit = _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, hub)
+    if tokenizer:
+        text, trouble = _load(str(tokenizer), "tokenizer", _read_tokenizer), ""
+    else:
+        text, trouble = _tokenizer_beside(file, model.config.vocab_size) if file else _own_tokenizer(name, hub)
+    torch.nn.Module.to(model, device)
+    adapter = wrap_model(model, text, revision or commit, trust_remote_code=trust_remote_code)
+    adapter._tokenizer_trouble = trouble
+    return adapter
+
+
+def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
+    """A model in the layout of transformers, and the commit that the Hub gave."""
+    if isinstance(declared, dict) and "model_type" in declared and not hub["trust_remote_code"]:
         adapter_class(declared["model_type"])  # refused before transformers, which may not know it either, reads anything more
     config = _load(name, "model", AutoConfig.from_pretrained, **hub)
     model, report = _load(
@@ -63,41 +101,84 @@ def load_model(
         "model",
         AutoModelForCausalLM.from_pretrained,
         config=config,
-        dtype=_resolve_dtype(dtype, device),
+        dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below by name
         **hub,
     )
     absent = sorted(report["missing_keys"])
     if absent:
-        raise ModelError(f"{name} lacks the weights of {_first(absent)}; the checkpoint is incomplete")
+        raise ModelError(f"{name} lacks the weights of {listed(absent)}; the checkpoint is incomplete")
     misfits = sorted(f"{key} (stored {tuple(stored)}, config.json says {tuple(said)})" for key, stored, said in report["mismatched_keys"])
     if misfits:
-        raise ModelError(f"{name} does not fit its config.json: {_first(misfits)}")
+        raise ModelError(f"{name} does not fit its config.json: {listed(misfits)}")
     if unread := sorted(report["unexpected_keys"]):
-        log.warning("%s holds weights that its config.json has no place for: %s", name, _first(unread))
-    text, trouble = (_load(str(tokenizer), "tokenizer", _read_tokenizer), "") if tokenizer else _own_tokenizer(name, hub)
-    adapter = wrap_model(model.to(device), text, revision or getattr(config, "_commit_hash", None))
-    adapter._tokenizer_trouble = trouble
-    return adapter
+        log.warning("%s holds weights that its config.json has no place for: %s", name, listed(unread))
+    return model, getattr(config, "_commit_hash", None)
 
 
-def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | str:
-    if isinstance(dtype, str) and dtype != "auto":
-        if dtype not in DTYPES:
-            raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
-        return DTYPES[dtype]
-    return dtype or (torch.float32 if device.type == "cpu" else "auto")
+def _read_native(name: str, dtype: torch.dtype | None, revision: str | None) -> tuple[PreTrainedModel, str | None]:
+    """A model in the layout of mamba_ssm, and the commit that the Hub gave."""
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(_load(name, "model", snapshot_download, revision=revision, allow_patterns=["*.json", "*.bin", "*.safetensors"]))
+    model = read_state_spaces(folder, dtype)
+    model.config.name_or_path = name
+    return model, None if folder == Path(name) else folder.name
+
+
+def _rwkv_file(name: str, revision: str | None) -> Path | None:
+    """The official RWKV file that a name means: a file, a folder with one .pth and no config.json, or OWNER/REPOSITORY/FILE on the Hub."""
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix in SUFFIXES:
+        return path
+    if path.is_dir() and not (path / "config.json").exists():
+        files = sorted(path.glob("*.pth"))
+        if len(files) > 1:
+            raise ModelError(f"the folder {path} holds {len(files)} .pth files; name one of them: {listed([f.name for f in files])}")
+        return files[0] if files else None
+    owner, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or not file or path.suffix not in SUFFIXES:
+        return None
+    from huggingface_hub import hf_hub_download
+
+    found = _load(f"{owner}/{repository}", "model", hf_hub_download, filename=file, revision=revision)
+    return Path(found)
+
+
+def _read_file(file: Path, name: str, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model in an official RWKV file of any version."""
+    weights = read_weights(file)
+    version = version_of(weights, str(file))
+    model = read_rwkv4(weights, dtype=dtype, where=str(file)) if version == "4" else read_rwkv(weights, str(file), dtype)
+    model.config.name_or_path = name
+    return model
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | Literal["auto"]:
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    if dtype not in DTYPES:
+        raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> Any:
     """Call a from_pretrained, turning each way in which it reports a missing or broken checkpoint into one line."""
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).exists():
         raise ModelError(f"cannot load {what} {name}: there is no such folder")
-    if Path(name).is_file():
+    if Path(name).is_file() and not (what == "tokenizer" and name.endswith(".txt")):
         raise ModelError(f"cannot load {what} {name}: it is a file; name the folder that holds it")
     try:
         return loader(name, **kwargs)
+    except ModelError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         where = "from this folder" if Path(name).is_dir() else "(no such folder here, and the Hub did not give it)"
         raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}") from error
@@ -106,6 +187,8 @@ def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> An
 
 
 def _read_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
+    if name.endswith(".txt") or any(Path(name).glob(VOCABULARY_FILES)):
+        return read_world_tokenizer(name)
     tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         # from the model type alone transformers makes a tokenizer with no word in it, which would read every text as nothing
@@ -125,10 +208,17 @@ def _own_tokenizer(name: str, hub: dict[str, Any]) -> tuple[PreTrainedTokenizerB
             return None, f"has no usable tokenizer beside it ({_one_line(error)})"
 
 
+def _tokenizer_beside(file: Path, vocab_size: int) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer for an official RWKV file: what lies in its folder, else the World vocabulary where the model has its size."""
+    if (file.parent / "tokenizer.json").exists() or any(file.parent.glob(VOCABULARY_FILES)):
+        return _own_tokenizer(str(file.parent), {})
+    if vocab_size != WORLD_VOCABULARY:
+        return None, "has no tokenizer beside it (the files trained on the Pile use EleutherAI/gpt-neox-20b)"
+    try:
+        return read_world_tokenizer(None), ""
+    except ModelError as error:
+        return None, f"needs the World tokenizer ({error})"
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
-
-
-def _first(names: Iterable[str], most: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

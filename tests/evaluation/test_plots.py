@@ -11,7 +11,8 @@ from typing import Any
 
 from lens_rnn.errors import DataError
 from lens_rnn.evaluation import plots
-from lens_rnn.evaluation.results import FILE_NAME, PUBLISHED_UNIFORM, Curves, read_curves
+from lens_rnn.evaluation.curves import Curves
+from lens_rnn.evaluation.results import FILE_NAME, PUBLISHED_UNIFORM, read_curves
 
 import numpy as np
 import pytest
@@ -295,11 +296,14 @@ def test_one_model_a_family_keeps_its_colour_whatever_its_name() -> None:
     assert colours[0] == colours[1]
 
 
-def test_uniform_is_one_line_only_where_results_share_it() -> None:
+def test_uniform_is_one_line_where_results_share_it_else_the_lowest_and_the_highest() -> None:
     same = plots.comparison_figure([make("a", uniform_ce=3.63), make("b", uniform_ce=3.63), make("c")])
     np.testing.assert_array_equal(lines_of(same)["Uniform: 3.63"].get_ydata(), [3.63, 3.63])
-    different = plots.comparison_figure([make("a", uniform_ce=3.63), make("b", uniform_ce=4.5)])
-    assert not any("Uniform" in label for label in legend_of(different))
+    different = plots.comparison_figure([make("a", uniform_ce=3.63), make("b", uniform_ce=4.5), make("c", uniform_ce=4.0)])
+    levels = [line.get_ydata()[0] for line in axes_of(different).lines if line.get_linestyle() == ":"]
+    assert levels == [3.63, 4.5]
+    assert [label for label in legend_of(different) if "Uniform" in label] == ["Uniform: 3.63 to 4.5"]
+    assert not any("Uniform" in label for label in legend_of(plots.comparison_figure([make("a"), make("b")])))
 
 
 def test_long_names_and_many_results_leave_room_for_the_curves() -> None:

@@ -80,6 +80,29 @@ def test_gradients_for_drawn_labels_equal_autograd(tiny_model: ModelAdapter, los
     assert (sampled - gradient).norm() > 0.1 * gradient.norm(), "the check needs labels that are not what the loss asks for"
 
 
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+def test_a_cap_on_the_logits_has_its_derivative(
+    models_of_every_family: dict[str, ModelAdapter], loss: str, precision: torch.dtype, tolerance: float
+) -> None:
+    """RecurrentGemma's c · tanh(x ÷ c), for the loss and for drawn labels, where it bends most logits."""
+    adapter = models_of_every_family["recurrent_gemma"]
+    z, final, ids, unembedding = _batch(adapter, precision)
+    assert unembedding.cap == adapter.logit_cap == 1.5
+    assert (unembedding(z).abs() > 1).float().mean() > 0.1, "the check needs logits near the cap"
+    objective = FusedObjective(unembedding, loss, fisher=True)
+    drawn = torch.randint(adapter.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))
+    target, of_target = objective.target(final, ids.flatten() if loss == "ce" else None)
+    values, gradient, sampled = objective.derivatives(z, target, of_target, naive.draws_of(drawn, z, unembedding))
+    expected_z = z.clone().requires_grad_()
+    expected = naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, ids.flatten(), unembedding)
+    tolerance = max(tolerance, 1e-5)  # its RMSNorm computes in float32 whatever it is given
+    torch.testing.assert_close(values, expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance)
+    (of_drawn,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
+    torch.testing.assert_close(sampled, of_drawn, rtol=tolerance, atol=tolerance)
+
+
 def test_drawn_labels_give_the_fisher_information(tiny_model: ModelAdapter) -> None:
     """Over all labels y, weighted by q[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag q − q qᵀ) U J, the Hessian of KL(q ‖ q') in z'."""
     z, final, _, unembedding = _batch(tiny_model, torch.float64)

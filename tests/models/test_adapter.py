@@ -204,7 +204,7 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
     assert "it is a file" in refusal(lambda: load_model(folder / "config.json"))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "never-heard-of"])  # known and unknown to transformers
+@pytest.mark.parametrize("model_type", ["bloom", "never-heard-of"])  # known and unknown to transformers
 def test_unknown_architecture(folder: Path, model_type: str) -> None:
     edit_config(folder, model_type=model_type)
     (folder / "model.safetensors").unlink()  # refused before any weights are looked for
@@ -343,7 +343,7 @@ def test_a_wrong_adapter_is_refused(wrong: type[ModelAdapter], family: str, comp
 
 def test_a_fused_path_that_goes_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check compares the fused pass with transformers' own, so a miscompiled kernel cannot go unnoticed."""
-    monkeypatch.setattr("lens_rnn.models.mamba.selective_scan", lambda x, dt, A, B, C: (x * dt, None))
+    monkeypatch.setattr("lens_rnn.models.mamba.selective_scan", lambda x, dt, A, B, C, start: (x * dt, None))
     assert "hidden state 0 differs" in refusal(lambda: wrap_model(make_model("mamba")))
 
 

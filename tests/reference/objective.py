@@ -8,7 +8,9 @@ from torch import Tensor
 
 def kl(z: Tensor, final: Tensor, unembedding: Unembedding) -> Tensor:
     """KL(p ‖ q) per token; z and final are (tokens, d_model), before and after the final norm."""
-    log_p = unembedding.unembedding(final).log_softmax(-1)
+    logits = unembedding.unembedding(final)
+    cap = unembedding.cap
+    log_p = (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
     log_q = unembedding(z).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 

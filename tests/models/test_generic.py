@@ -1,0 +1,129 @@
+"""Models whose code comes with their weights: only with the flag, found by watching them run, and refused where they cannot be."""
+
+import json
+from pathlib import Path
+
+from lens_rnn.models import load_model, wrap_model
+from lens_rnn.models.generic import GenericAdapter
+from tests.conftest import ALL_FAMILIES, make_model
+from tests.models.test_adapter import refusal
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+CODE = """
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
+
+class GatedConfig(PreTrainedConfig):
+    model_type = "gated_rnn"
+    def __init__(self, vocab_size=257, hidden_size=24, num_hidden_layers=3, states="{states}", **kwargs):
+        self.vocab_size, self.hidden_size, self.num_hidden_layers, self.states = vocab_size, hidden_size, num_hidden_layers, states
+        super().__init__(**kwargs)
+
+class Block(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.norm, self.keep, self.put, self.out = nn.LayerNorm(d), nn.Linear(d, d), nn.Linear(d, d), nn.Linear(d, d)
+    def forward(self, hidden_states):
+        x = self.norm(hidden_states)
+        w, v = torch.sigmoid(self.keep(x)), self.put(x)
+        s, ys = torch.zeros_like(v[:, 0]), []
+        for t in range(x.shape[1]):
+            s = w[:, t] * s + v[:, t]
+            ys.append(s)
+        return (hidden_states + self.out(torch.stack(ys, 1)),)
+
+class GatedModel(PreTrainedModel):
+    config_class = GatedConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.emb = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config.hidden_size) for _ in range(config.num_hidden_layers))
+        self.last_norm = nn.LayerNorm(config.hidden_size)
+        self.post_init()
+    def forward(self, input_ids, output_hidden_states=False, use_cache=None):
+        x, states = self.emb(input_ids), []
+        for layer in self.layers:
+            if self.config.states == "before":
+                states.append(x)
+            (x,) = layer(x)
+            if self.config.states == "after":
+                states.append(x)
+        x = self.last_norm(x)
+        return BaseModelOutput(x, hidden_states=tuple(states) + (x,))
+
+class GatedForCausalLM(PreTrainedModel):
+    config_class = GatedConfig
+    base_model_prefix = "inner"
+    def __init__(self, config):
+        super().__init__(config)
+        self.inner = GatedModel(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+    def get_output_embeddings(self):
+        return self.head
+    def forward(self, input_ids, output_hidden_states=False, use_cache=None):
+        inner = self.inner(input_ids, output_hidden_states)
+        return CausalLMOutput(logits=self.head(inner.last_hidden_state), hidden_states=inner.hidden_states)
+"""
+
+
+def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, states: str) -> Path:
+    """A folder with weights, and the code that they need."""
+    folder.mkdir()
+    name = f"modeling_{states}"
+    (folder / f"{name}.py").write_text(CODE.replace("{states}", states))
+    auto = {"AutoConfig": f"{name}.GatedConfig", "AutoModelForCausalLM": f"{name}.GatedForCausalLM"}
+    config = {"model_type": "gated_rnn", "architectures": ["GatedForCausalLM"], "auto_map": auto, "states": states}
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 257, "hidden_size": 24, "num_hidden_layers": 3}))
+    space: dict = {}
+    exec(compile(CODE.replace("{states}", states), "code", "exec"), space)
+    torch.manual_seed(0)
+    model = space["GatedForCausalLM"](space["GatedConfig"]())
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("states", ["before", "after"])
+def test_code_beside_the_weights(states: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = checkpoint(tmp_path / "model", byte_tokenizer, states)
+    assert "'gated_rnn' is not supported" in refusal(lambda: load_model(folder)), "no code runs without the flag"
+    model = load_model(folder, trust_remote_code=True)
+    assert isinstance(model, GenericAdapter)
+    assert (model.n_layers, model.states_after_blocks, model.state_names) == (3, states == "after", ())
+    assert model.final_norm is model.model.inner.last_norm
+    ids = torch.randint(257, (2, 9))
+    with torch.no_grad():
+        expected = model.model(ids, output_hidden_states=True)
+    got = model.forward(ids)
+    for ours, its in zip(got.hidden_states, expected.hidden_states, strict=False):
+        assert torch.equal(ours, its)
+    torch.testing.assert_close(model.unembed(got.norm_input), expected.logits)
+    assert "cannot be reached" in refusal(lambda: model.advance(ids))
+
+
+def test_a_model_that_tells_no_hidden_states_is_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = checkpoint(tmp_path / "model", byte_tokenizer, "never")
+    message = refusal(lambda: load_model(folder, trust_remote_code=True))
+    assert "0 stacks of 0 blocks" in message
+    assert "subclass lens_rnn.models.ModelAdapter" in message
+
+
+@pytest.mark.parametrize("family", [f for f in ALL_FAMILIES if f not in ("rwkv4", "recurrent_gemma")])
+def test_what_watching_finds_is_what_the_familys_own_adapter_declares(family: str) -> None:
+    """RWKV-4 halves its stream and RecurrentGemma caps its logits, which only their own adapters know."""
+    model = make_model(family)
+    own, found = wrap_model(model), GenericAdapter(model)
+    assert list(found.blocks) == list(own.blocks)
+    assert found.final_norm is own.final_norm
+    assert found.states_after_blocks == own.states_after_blocks
+
+
+def test_a_cap_that_nobody_told_of_is_found_by_the_check() -> None:
+    model = make_model("recurrent_gemma")
+    assert "does not reproduce the logits" in refusal(lambda: GenericAdapter(model).check())
