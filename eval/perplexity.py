@@ -4,6 +4,7 @@
     python eval/perplexity.py --model state-spaces/mamba-130m-hf --lens lenses/mamba-130m-hf --data monology/pile-uncopyrighted
 
 Writes aggregate_metrics.json (tuned-lens's schema, bits per byte), per_layer.csv, perplexity.png and perplexity.html.
+--transfer and --statistics add to the first.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +14,12 @@ from lens_rnn import artifacts, cli
 from lens_rnn.data import STDLIB, DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.export import layer_table, result
-from lens_rnn.evaluation.metrics import Evaluation, evaluate
+from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.evaluation.plots import plot_layers_html, plot_layers_png
 from lens_rnn.evaluation.results import read_curves
+from lens_rnn.evaluation.statistics import js_between, marginals
+from lens_rnn.evaluation.transfer import layer_transfer
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
-from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
 from tqdm import tqdm
@@ -42,6 +44,10 @@ class Config(ModelConfig):
     """Tokens in a block: how far back a prediction can look."""
     micro_batch_size: int = 8
     """Sequences in one forward pass of one process."""
+    transfer: bool = False
+    """Also read every layer with every other layer's translator: as many readings as layers, squared."""
+    statistics: bool = False
+    """Also average each layer's predictions, and measure how far apart the two lenses are; in nats, under lens_rnn."""
     output: Path | None = None
     """Folder of the results. Default: results/ and the model's name."""
     overwrite: bool = False
@@ -63,7 +69,7 @@ class Config(ModelConfig):
 
     @property
     def folder(self) -> Path:
-        return self.output or Path("results") / Path(self.model).name
+        return self.output or Path("results") / self.model_name
 
 
 def find_lens(config: Config) -> str | None:
@@ -83,12 +89,14 @@ def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config)
     check_output(config.folder, config.overwrite)
+    lens = find_lens(config)
+    if config.transfer and not lens:
+        raise ConfigError(f"--transfer needs a tuned lens, and there is none beside {config.model}; name one with --lens")
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
     unembedding = Unembedding(adapter)
     lenses: dict[str, Lens] = {"logit": LogitLens(unembedding)}
-    lens = find_lens(config)
     if lens:
         lenses["tuned"] = TunedLens.load(adapter, lens, unembedding)
     data = config.data_config()
@@ -99,39 +107,37 @@ def main(config: Config) -> None:
     unigram = unigram_cross_entropy(counted, blocks, adapter.vocab_size)
 
     # Work.
+    share: dict = {"processes": processes, "micro_batch_size": config.micro_batch_size}
+    more = {}
     with tqdm(total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
-        evaluation = evaluate(
-            adapter,
-            lenses,
-            blocks,
-            processes=processes,
-            micro_batch_size=config.micro_batch_size,
-            unigram_ce=unigram,
-            on_batch=bar.update,
-        )
+        evaluation = evaluate(adapter, lenses, blocks, unigram_ce=unigram, on_batch=bar.update, **share)
+        if config.transfer:
+            bar.reset()
+            transfer = layer_transfer(adapter, lenses["tuned"], blocks, on_batch=bar.update, **share)
+    if config.statistics:
+        more["marginal"] = marginals(adapter, lenses, blocks, **share).metrics()
+        if lens:
+            more["js_nats"] = js_between(adapter, lenses["logit"], lenses["tuned"], blocks, **share).tolist()
 
     # Report.
     if processes.is_main:
-        extras = {
-            "lens": lens,
-            "data": config.data,
-            "tokens": int(blocks.tokens.size),
-            "tokens_sha256": blocks.sha256,
-            "unigram_counted_on": {"tokens": int(counted.tokens.size), "sha256": counted.sha256},
-        }
-        write(config, extras, adapter, evaluation, blocks.bits_per_byte)
+        counts = {"tokens": int(counted.tokens.size), "sha256": counted.sha256}
+        data_read = {"data": config.data, "tokens": int(blocks.tokens.size), "tokens_sha256": blocks.sha256, "unigram_counted_on": counts}
+        metrics = result(adapter, evaluation, blocks.bits_per_byte, {"lens": lens} | data_read | more)
+        if config.transfer:
+            metrics["tuned"]["layer_transfer"] = transfer.metrics(blocks.bits_per_byte)
+        write(config, metrics, layer_table(adapter, evaluation, blocks.bits_per_byte))
         print(f"saved to {config.folder}")
     processes.finish()
 
 
-def write(config: Config, extras: dict, adapter: ModelAdapter, evaluation: Evaluation, factor: float) -> None:
+def write(config: Config, metrics: dict, table: str) -> None:
     """All files of the result."""
     begin_output(config.folder, config, config.overwrite)
-    metrics = config.folder / "aggregate_metrics.json"
-    artifacts.write_json(metrics, result(adapter, evaluation, factor, extras))
-    table = layer_table(adapter, evaluation, factor)
+    path = config.folder / "aggregate_metrics.json"
+    artifacts.write_json(path, metrics)
     artifacts.write_atomically(config.folder / "per_layer.csv", lambda file: file.write(table.encode()))
-    curves = read_curves(metrics)
+    curves = read_curves(path)
     plot_layers_png(curves, config.folder / "perplexity.png")
     plot_layers_html(curves, config.folder / "perplexity.html")
     print(table, end="")

@@ -70,7 +70,7 @@ def save_config(config: Any, path: Path) -> None:
     """Write a configuration as YAML that `--config` reads, without how the run was begun: that is not for the next one to repeat."""
     from lens_rnn.artifacts import write_atomically
 
-    settings = {name: value for name, value in plain(config).items() if name not in ("resume", "overwrite", "dry_run")}
+    settings = {name: value for name, value in plain(config).items() if name not in ("resume", "overwrite", "dry_run", "push_to_hub")}
     text = f"{MARK}: settings of a run, which --config reads\n{yaml.safe_dump(settings, sort_keys=False)}"
     write_atomically(path, lambda file: file.write(text.encode()))
 

@@ -38,11 +38,12 @@ class ModelConfig:
     """Which model, and how it is held in memory."""
 
     model: str = _demo_model()
-    """Hub name or folder of a transformers model: Mamba, RWKV-4 or GPT-NeoX. Default: the shipped tiny Mamba."""
+    """Hub name or folder of a model, or an official RWKV file (.pth or .safetensors), here or on the Hub as OWNER/REPOSITORY/FILE; the
+    README lists the families. Default: the shipped tiny Mamba."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     tokenizer: str | None = None
-    """Hub name or folder of a tokenizer, where the model has none beside it."""
+    """Hub name or folder of a tokenizer, or an rwkv_vocab_*.txt file, where the model has none beside it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the model. Default: float32 on a CPU, the checkpoint's own elsewhere."""
     device: str | None = None
@@ -51,6 +52,12 @@ class ModelConfig:
     """CPU threads of each process. Default: the cores of this machine divided by its processes."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+
+    @property
+    def model_name(self) -> str:
+        """The last part of the model's name, for folders that are named after it."""
+        name = Path(self.model).name
+        return name.removesuffix(".pth").removesuffix(".safetensors")
 
 
 def start_processes(config: ModelConfig, tracker: str | None = None) -> Processes:

@@ -59,7 +59,7 @@ class Config(FitConfig, DataConfig, ModelConfig):
 
     @property
     def folder(self) -> Path:
-        return self.output or Path("lenses") / Path(self.model).name
+        return self.output or Path("lenses") / self.model_name
 
 
 def main(config: Config) -> None:
