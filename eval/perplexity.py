@@ -72,11 +72,6 @@ class Config(ModelConfig):
         return self.output or Path("results") / self.model_name
 
 
-def find_lens(config: Config) -> str | None:
-    beside = Path(f"{config.model.rstrip('/')}-lens")
-    return config.lens or (str(beside) if beside.is_dir() else None)
-
-
 def fitting_data(data: DataConfig, lens: str | None) -> DataConfig:
     """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the default."""
     fitted_on = artifacts.load(lens).fit.get("data", {}).get("fit", {}) if lens else {}
@@ -89,7 +84,7 @@ def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config)
     check_output(config.folder, config.overwrite)
-    lens = find_lens(config)
+    lens = config.lens or config.lens_beside
     if config.transfer and not lens:
         raise ConfigError(f"--transfer needs a tuned lens, and there is none beside {config.model}; name one with --lens")
 

@@ -22,6 +22,9 @@ _WRITTEN = [
     "per_layer.csv",
     "perplexity.png",
     "perplexity.html",
+    "trajectory.html",
+    "trajectory.png",
+    "trajectory.json",
     "checkpoints/step-*.pt",
     "checkpoints/.*.partial",
     ".*.partial",
@@ -58,6 +61,12 @@ class ModelConfig:
         """The last part of the model's name, for folders that are named after it."""
         name = Path(self.model).name
         return name.removesuffix(".pth").removesuffix(".safetensors")
+
+    @property
+    def lens_beside(self) -> str | None:
+        """The folder of the same name with -lens at its end, where there is one."""
+        beside = Path(f"{self.model.rstrip('/')}-lens")
+        return str(beside) if beside.is_dir() else None
 
 
 def start_processes(config: ModelConfig, tracker: str | None = None) -> Processes:

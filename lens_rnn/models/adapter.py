@@ -1,7 +1,7 @@
 """What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,6 +40,7 @@ class ModelAdapter(ABC):
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None):
         self.model = model.eval().requires_grad_(False)
         self.revision = revision
+        self._changed: dict[int, Tensor] = {}
         self._tokenizer = tokenizer
         self._tokenizer_trouble = "has no tokenizer beside it"
 
@@ -155,7 +156,7 @@ class ModelAdapter(ABC):
             hook.remove()
         if len(seen) != 1:
             raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
-        return Forward(tuple(output.hidden_states[: self.n_layers]), seen[0], output.last_hidden_state), output
+        return Forward(self._as_changed(output.hidden_states[: self.n_layers]), seen[0], output.last_hidden_state), output
 
     def _token_by_token(self, input_ids: Tensor, state: RecurrentState) -> tuple[Forward, RecurrentState]:
         """`advance` for models that can continue from a state by a single token only."""
@@ -173,6 +174,29 @@ class ModelAdapter(ABC):
     def unembed(self, z: Tensor) -> Tensor:
         """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head and cap."""
         return self.logits(self.final_norm(z))
+
+    @contextmanager
+    def edited(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside it the model goes on from change(h) in place of its hidden state h (batch, seq, d_model) at `layer`; `Forward` shows it.
+
+        The state is changed where the next block, or the final norm, reads it: it is what `Forward.hidden_states` holds, also where RWKV-4
+        has halved it. The model is left as it was, also after an error.
+        """
+
+        def go_on(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            self._changed[layer] = change(args[0]).to(args[0].dtype)
+            return (self._changed[layer], *args[1:])
+
+        hook = [*self.blocks, self.final_norm][layer + self.states_after_blocks].register_forward_pre_hook(go_on)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._changed.pop(layer, None)
+
+    def _as_changed(self, hidden_states: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """The hidden states of a pass, those of edited layers as the model went on from them."""
+        return tuple(self._changed.get(i, h) for i, h in enumerate(hidden_states))
 
     @contextmanager
     def as_loaded(self) -> Iterator[None]:

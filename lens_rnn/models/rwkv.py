@@ -100,5 +100,7 @@ class RWKVAdapter(ModelAdapter):
         )
         outputs, after = self.model.run_blocks(input_ids, blocks)
         tensors: dict[str, list[Tensor | None]] = {name: [getattr(block, name) for block in after] for name in self.state_names}
-        forward = Forward(tuple(outputs), outputs[-1], self.model.ln_out(outputs[-1]))
+        final = self.model.ln_out(outputs[-1])
+        states = self._as_changed(outputs)
+        forward = Forward(states, states[-1], final)
         return forward, RecurrentState(tensors, input_ids.shape[1] + (state.tokens if state else 0))

@@ -1,0 +1,78 @@
+"""See what a model believes at each layer and token of a text.
+
+    python eval/trajectory.py
+    python eval/trajectory.py --text "import numpy as np" --statistic rank --output results/trajectory
+
+Writes trajectory.html (point at a cell for its likeliest tokens), trajectory.png and trajectory.json.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lens_rnn import artifacts, cli
+from lens_rnn.errors import ConfigError
+from lens_rnn.evaluation.tokens import token_reader
+from lens_rnn.evaluation.trajectory import named, predict
+from lens_rnn.evaluation.trajectory_plots import plot_trajectory_html, plot_trajectory_png
+from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
+
+TEXT = 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.readlines()\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig):
+    """See what a model believes at each layer and token of a text."""
+
+    lens: str | None = None
+    """Folder or tuned-lens resource of a lens, or "logit" for the logit lens. Default: the folder named like the model plus -lens, or else
+    the logit lens."""
+    text: str = TEXT
+    """What the model reads."""
+    statistic: str = "entropy"
+    """What the colours say: entropy, ce, kl, rank or probability."""
+    stride: int = 1
+    """Show every so many-th layer."""
+    top_k: int = 20
+    """Tokens a cell in trajectory.json."""
+    output: Path = Path("results/trajectory")
+    """Folder of the results."""
+    overwrite: bool = False
+    """Replace what is in the output folder."""
+    verbose: bool = False
+    """Show what the libraries underneath say, too."""
+
+    def __post_init__(self) -> None:
+        named(self.statistic)
+        if not self.text:
+            raise ConfigError("--text is empty; give the model something to read")
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(config.verbose)
+    processes = start_processes(config)
+    check_output(config.output, config.overwrite)
+
+    # Model, lens and text.
+    adapter = load_configured_model(config, processes)
+    found = config.lens or config.lens_beside or "logit"
+    lens = LogitLens.from_adapter(adapter) if found == "logit" else TunedLens.load(adapter, found)
+    ids = adapter.tokenizer(config.text)["input_ids"]
+
+    # Work.
+    trajectory = predict(adapter, lens, ids, top_k=config.top_k, stride=config.stride)
+
+    # Report.
+    text = token_reader(adapter.tokenizer)
+    title = f"{Path(adapter.name).name}, {'logit' if found == 'logit' else 'tuned'} lens"
+    begin_output(config.output, config, config.overwrite)
+    about = {"model": adapter.name, "lens": found, "text": config.text}
+    artifacts.write_json(config.output / "trajectory.json", about | trajectory.report(text))
+    plot_trajectory_png(trajectory, text, config.output / "trajectory.png", config.statistic, title=title)
+    plot_trajectory_html(trajectory, text, config.output / "trajectory.html", config.statistic, title=title)
+    print(f"saved to {config.output}")
+    processes.finish()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

@@ -1,0 +1,117 @@
+"""What a lens says on the whole, and how far two lenses are apart: marginal token distributions, Jensen–Shannon divergence."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+from lens_rnn.data import TokenBlocks
+from lens_rnn.evaluation.metrics import batches, chunks, log_predictions, total
+from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import Processes
+
+import numpy as np
+import torch
+from torch import Tensor
+from tuned_lens.nn.lenses import Lens
+
+
+@dataclass(frozen=True, eq=False)
+class Marginals:
+    """How often each token is predicted: predictions averaged over all positions.
+
+    A lens whose marginal is far from the model's is biased: it prefers tokens whatever the text (Belrose et al. 2023, section 3).
+    """
+
+    model: np.ndarray
+    """(vocab), float64."""
+    lenses: Mapping[str, np.ndarray]
+    """By lens, (layers, vocab), float64. A trivial layer's is the model's."""
+
+    def entropy(self, lens: str) -> np.ndarray:
+        """Entropy in nats of a lens's marginals, (layers)."""
+        return np.array([_entropy(q) for q in self.lenses[lens]])
+
+    def kl(self, lens: str) -> np.ndarray:
+        """KL(model's marginal ‖ lens's) in nats, (layers): the lens's bias."""
+        least = np.finfo(np.float64).tiny  # keeps a lens that is certain of another token everywhere from being infinitely wrong
+        return -(self.model * np.log(self.lenses[lens].clip(min=least))).sum(-1) - _entropy(self.model)
+
+    def metrics(self) -> dict[str, Any]:
+        """Entropy and KL by lens and layer, in nats."""
+        kinds = {"entropy": self.entropy, "kl": self.kl}
+        lenses = {
+            name: {kind: {f"layer_{i}": float(x) for i, x in enumerate(of(name))} for kind, of in kinds.items()} for name in self.lenses
+        }
+        return {"units": "nats", "model": {"entropy": _entropy(self.model)}} | lenses
+
+
+@torch.no_grad()
+def marginals(
+    adapter: ModelAdapter,
+    lenses: Mapping[str, Lens],
+    blocks: TokenBlocks,
+    *,
+    processes: Processes | None = None,
+    micro_batch_size: int = 8,
+    on_batch: Callable[[int], Any] | None = None,
+) -> Marginals:
+    """Average the predictions of the model and of every lens at every layer over all blocks, shared among the processes.
+
+    on_batch is told the tokens done.
+    """
+    processes = processes or Processes()
+    layers = adapter.fitted_layers
+    sums = torch.zeros(1 + len(lenses) * len(layers), adapter.vocab_size, dtype=torch.float64)  # (rows, vocab)
+    for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
+        for chunk in chunks(adapter, forward, ids):
+            sums[0] += _summed(chunk.log_p)
+            read = ((lens, layer) for lens in lenses.values() for layer in layers)
+            for row, (lens, layer) in enumerate(read, start=1):
+                sums[row] += _summed(log_predictions(lens, chunk.hidden[layer], layer))
+    sums = total(adapter, processes, sums)
+    model, rows = (sums / sums.sum(-1, keepdim=True)).split([1, len(sums) - 1])
+    by_lens = model.repeat(len(lenses), adapter.n_layers, 1)  # (lenses, layers, vocab)
+    by_lens[:, list(layers)] = rows.view(len(lenses), len(layers), -1)
+    return Marginals(model[0].numpy(), dict(zip(lenses, by_lens.numpy(), strict=True)))
+
+
+@torch.no_grad()
+def js_between(
+    adapter: ModelAdapter,
+    a: Lens,
+    b: Lens,
+    blocks: TokenBlocks,
+    *,
+    processes: Processes | None = None,
+    micro_batch_size: int = 8,
+    on_batch: Callable[[int], Any] | None = None,
+) -> np.ndarray:
+    """Mean over tokens of the Jensen–Shannon divergence between two lenses of one model, in nats, (layers); 0 at a trivial layer.
+
+    Blocks are shared among the processes; on_batch is told the tokens done.
+    """
+    processes = processes or Processes()
+    sums, count = torch.zeros(adapter.n_layers, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
+        count += ids.numel()
+        for chunk in chunks(adapter, forward, ids):
+            for layer in adapter.fitted_layers:
+                of_a, of_b = (log_predictions(lens, chunk.hidden[layer], layer) for lens in (a, b))
+                sums[layer] += js_divergence(of_a, of_b).sum(dtype=torch.float64).cpu()
+    return (total(adapter, processes, sums) / total(adapter, processes, count)).numpy()
+
+
+def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats (…), with m = (p + q) / 2, of log-probabilities (…, vocab): from 0 to ln 2, symmetric."""
+    log_m = torch.logaddexp(log_p, log_q) - log(2)
+    return (torch.linalg.vecdot(log_p.exp(), log_p - log_m) + torch.linalg.vecdot(log_q.exp(), log_q - log_m)) / 2
+
+
+def _summed(log_q: Tensor) -> Tensor:
+    """Σ over tokens of q (vocab), float64. In float32 a token that a lens never thinks of would have probability 0, and an infinite KL."""
+    return log_q.logsumexp(0).cpu().double().exp()
+
+
+def _entropy(p: np.ndarray) -> float:
+    return float(-(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum())

@@ -1,0 +1,73 @@
+"""Layer transfer: how well each translator reads the hidden states of every other layer (Belrose et al. 2023, arXiv 2303.08112).
+
+Layers that speak alike can be read by one another's translators.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lens_rnn.data import TokenBlocks
+from lens_rnn.evaluation.metrics import batches, chunks, log_predictions, total
+from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import Processes
+
+import numpy as np
+import torch
+from torch import Tensor
+from tuned_lens.nn.lenses import Lens
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """Means over tokens in nats a token, float64 (translators, sources): row t reads the states of layer s, column s, with translator t."""
+
+    ce: np.ndarray
+    """Cross-entropy of the next token."""
+    kl: np.ndarray
+    """KL(what layer s's own translator reads ‖ what translator t reads): 0 on the diagonal."""
+
+    def metrics(self, bits_per_byte: float) -> dict[str, dict[str, dict[str, float]]]:
+        """{"ce" | "kl": {translator: {source: x}}}, the `layer_transfer` of tuned-lens's aggregate_metrics.json, in bits per byte."""
+        return {
+            kind: {f"layer_{t}": {f"layer_{s}": float(x) * bits_per_byte for s, x in enumerate(row)} for t, row in enumerate(matrix)}
+            for kind, matrix in (("ce", self.ce), ("kl", self.kl))
+        }
+
+
+@torch.no_grad()
+def layer_transfer(
+    adapter: ModelAdapter,
+    lens: Lens,
+    blocks: TokenBlocks,
+    *,
+    processes: Processes | None = None,
+    micro_batch_size: int = 8,
+    on_batch: Callable[[int], Any] | None = None,
+) -> Transfer:
+    """Read every layer with every translator on all blocks, shared among the processes: n_layers² readings of each token.
+
+    on_batch is told the tokens done.
+    """
+    processes = processes or Processes()
+    n = adapter.n_layers
+    sums = torch.zeros(n, n, 2, dtype=torch.float64)  # (translators, sources, ce and kl)
+    counts = torch.zeros(2, dtype=torch.float64)  # positions with a next token, positions
+    for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
+        counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
+        for chunk in chunks(adapter, forward, ids):
+            for source, hidden in enumerate(chunk.hidden):
+                log_own = log_predictions(lens, hidden, source)
+                own = log_own.exp()
+                for translator in range(n):
+                    log_q = log_own if translator == source else log_predictions(lens, hidden, translator)
+                    sums[translator, source] += _sums(log_q, own, log_own, chunk.labels)
+    ce, kl = (total(adapter, processes, sums) / total(adapter, processes, counts)).unbind(-1)
+    return Transfer(ce.numpy(), kl.numpy())
+
+
+def _sums(log_q: Tensor, own: Tensor, log_own: Tensor, labels: Tensor) -> Tensor:
+    """Σ over tokens of (−log q[label], KL(own ‖ q)), (2), float64."""
+    ce = -log_q.gather(-1, labels.clamp(min=0)[:, None])[labels >= 0]
+    kl = torch.linalg.vecdot(own, log_own - log_q)
+    return torch.stack([x.sum(dtype=torch.float64) for x in (ce, kl)]).cpu()
