@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Self
 
 from lens_rnn import artifacts, hub
-from lens_rnn.errors import ArtifactError
+from lens_rnn.errors import ArtifactError, ConfigError
 from lens_rnn.models import ModelAdapter, capped
 
+import torch
 from torch import Tensor, nn
 from tuned_lens.nn import lenses as stock
 from tuned_lens.nn.unembed import Unembed
@@ -44,7 +45,52 @@ class Unembedding(Unembed):
         return artifacts.sha256_of(self.state_dict().items())
 
 
-class LogitLens(stock.LogitLens):
+class _Generates(stock.Lens):
+    """Text as a layer would write it."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        adapter: ModelAdapter,
+        layer: int,
+        input_ids: Tensor,
+        do_sample: bool = True,
+        temp: float = 1.0,
+        max_new_tokens: int = 100,
+        eos_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Go on from input_ids (batch, seq), each token chosen by what the lens reads at `layer`.
+
+        A recurrent model is fed one token a step and keeps its state; a transformer is fed the whole text again each step. do_sample: draw
+        from softmax(logits ÷ temp), with `generator`; else take the likeliest. eos_token_id: what ends a text, and fills what is after it.
+
+        Returns input_ids with up to max_new_tokens more, (batch, seq + new). Raises ConfigError for a layer that the model has not or a
+        temp that is not above 0.
+        """
+        if not 0 <= layer < adapter.n_layers:
+            raise ConfigError(f"layer {layer} is not one of {adapter.name}, which has 0 to {adapter.n_layers - 1}")
+        if not temp > 0:
+            raise ConfigError(f"temp is {temp}; it must be above 0 (do_sample=False takes the likeliest token)")
+        ids, fed, state = input_ids, input_ids, None
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        for _ in range(max_new_tokens):
+            if adapter.state_names:
+                forward, state = adapter.advance(fed, state)
+            else:
+                forward = adapter.forward(ids)
+            logits = self(forward.hidden_states[layer][:, -1], layer).float()  # (batch, vocab)
+            fed = torch.multinomial((logits / temp).softmax(-1), 1, generator=generator) if do_sample else logits.argmax(-1, keepdim=True)
+            if eos_token_id is not None:
+                fed = fed.masked_fill(ended[:, None], eos_token_id)
+                ended |= fed[:, 0] == eos_token_id
+            ids = torch.cat([ids, fed], dim=1)
+            if ended.all():
+                break
+        return ids
+
+
+class LogitLens(_Generates, stock.LogitLens):
     """Reads a hidden state as if it were the last: unembedding(h)."""
 
     @classmethod
@@ -52,7 +98,7 @@ class LogitLens(stock.LogitLens):
         return cls(unembedding or Unembedding(adapter))
 
 
-class TunedLens(stock.TunedLens):
+class TunedLens(_Generates, stock.TunedLens):
     """Reads a hidden state after an affine map fitted for its layer: unembedding(h + W h + b) (Belrose et al. 2023, arXiv 2303.08112).
 
     Translators are float32 whatever the model's dtype. There is one for each entry of `Forward.hidden_states`; a trivial one (the
