@@ -7,6 +7,7 @@ Without arguments: the shipped tiny Mamba, on the sources of the Python standard
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from lens_rnn import artifacts, cli, hub
 from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
-from lens_rnn.fitting.card import write_card
+from lens_rnn.fitting.card import save_fit
 from lens_rnn.fitting.fit import check_batches
 from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
@@ -106,6 +107,7 @@ def main(config: Config) -> None:
         processes.start_tracking("lens-rnn", cli.plain(config))
 
     # Fit.
+    measure = partial(evaluate, adapter, blocks=eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size)
     tokens = config.steps(fit_blocks) * config.batch_size * fit_blocks.seq_len
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
@@ -117,7 +119,7 @@ def main(config: Config) -> None:
                 processes.track(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, report.step)
 
         def at_start(lens: TunedLens) -> dict[str, dict[str, float]]:
-            figures = evaluate(adapter, {"start": lens}, eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size)
+            figures = measure({"start": lens})
             return {str(i): {"kl": figures.lenses["start"][i].kl} for i in adapter.fitted_layers}
 
         result = fit(
@@ -137,21 +139,11 @@ def main(config: Config) -> None:
     unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
     lenses = {"logit": LogitLens(unembedding), "tuned": result.lens}
     with tqdm(total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
-        evaluation = evaluate(
-            adapter,
-            lenses,
-            eval_blocks,
-            processes=processes,
-            micro_batch_size=config.micro_batch_size,
-            unigram_ce=unigram,
-            on_batch=bar.update,
-        )
+        evaluation = measure(lenses, unigram_ce=unigram, on_batch=bar.update)
     if processes.is_main:
         settings |= config.resolved(fit_blocks, adapter)
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
-        result.lens.save(config.folder)
-        artifacts.write_json(config.folder / artifacts.FIT, report)
-        write_card(config.folder, report, push_to)
+        save_fit(config.folder, result.lens, report, push_to)
         print(table(adapter, report))
         for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")

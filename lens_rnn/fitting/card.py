@@ -1,4 +1,4 @@
-"""The model card beside a fitted lens, README.md with its figure, made from the lens's fit.json."""
+"""The files of a fitted lens: the artifact, fit.json, and the model card with its figure, which is made from fit.json."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from lens_rnn import artifacts
 from lens_rnn.evaluation.curves import Curves
 from lens_rnn.evaluation.plots import plot_layers_png
+from lens_rnn.lens import TunedLens
 
 import numpy as np
 import yaml
@@ -66,6 +67,13 @@ from tuned_lens.nn.lenses import TunedLens
 adapter = load_model({model})
 lens = TunedLens.from_unembed_and_pretrained(Unembedding(adapter), lens_resource_id={folder})
 ```"""
+
+
+def save_fit(folder: Path, lens: TunedLens, report: dict[str, Any], repo_id: str | None = None) -> None:
+    """Write config.json, params.pt, fit.json and the card. repo_id: where the lens will be pushed to."""
+    lens.save(folder)
+    artifacts.write_json(folder / artifacts.FIT, report)
+    write_card(folder, report, repo_id)
 
 
 def write_card(folder: Path, report: dict[str, Any], repo_id: str | None = None) -> None:

@@ -131,7 +131,7 @@ def _fla_wkv6() -> Callable[..., Result]:
     from fla.ops.rwkv6 import chunk_rwkv6
 
     def kernel(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Result:
-        return chunk_rwkv6(r, k, v, w=log_w.to(r.dtype), u=u.to(r.dtype), scale=1.0, initial_state=state, output_final_state=True)
+        return chunk_rwkv6(r, k, v, w=log_w, u=u.to(r.dtype), scale=1.0, initial_state=state, output_final_state=True)
 
     return kernel
 
@@ -140,11 +140,10 @@ def _fla_wkv7() -> Callable[..., Result]:
     from fla.ops.rwkv7 import chunk_rwkv7
 
     def kernel(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> Result:
-        inputs: dict[str, Any] = {"w": log_w, "k": k, "v": v, "a": remove, "b": add}
-        inputs = {name: t.to(r.dtype) for name, t in inputs.items()}
+        inputs: dict[str, Any] = {name: t.to(r.dtype) for name, t in {"k": k, "v": v, "a": remove, "b": add}.items()}
         # its state is key × value
         start = state.transpose(2, 3).contiguous()
-        y, last = chunk_rwkv7(r, **inputs, scale=1.0, initial_state=start, output_final_state=True)
+        y, last = chunk_rwkv7(r, w=log_w, **inputs, scale=1.0, initial_state=start, output_final_state=True)
         return y, last.transpose(2, 3)
 
     return kernel
