@@ -53,19 +53,25 @@ def _watch(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module, bool]:
     hooks = [module.register_forward_hook(note, with_kwargs=True) for module in model.modules()]
     try:
         ids = torch.arange(6, device=head.weight.device)[None] % head.out_features
-        states = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        states = getattr(model(ids, output_hidden_states=True, use_cache=False), "hidden_states", None)
+    except Exception as error:  # foreign code fails in its own ways
+        raise refuse(f"its own code does not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
     finally:
         for hook in hooks:
             hook.remove()
     if not states:
         raise refuse("it returns no hidden states")
+    if model.base_model is model:
+        raise refuse("it has no base model that runs without the head")
     order = [id(module) for module, _, _ in calls]
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == len(states) - 1]
     stacks = [stack for stack in stacks if [i for i in order if i in set(map(id, stack))] == list(map(id, stack))]
     if len(stacks) != 1:
         raise refuse(f"{len(stacks)} stacks of {len(states) - 1} blocks, each of which runs once, were found, not one")
     inside = {id(module) for block in stacks[0] for module in block.modules()}
-    into_head = next(given for module, given, _ in calls if module is head)
+    into_head = next((given for module, given, _ in calls if module is head), None)
+    if into_head is None:
+        raise refuse("its head is not called as a module")
     norms = [
         module
         for module, given, output in calls

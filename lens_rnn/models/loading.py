@@ -27,6 +27,7 @@ from transformers import (
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 WORLD_VOCABULARY = 65_536
+_OF_THE_PILE = "(models trained on the Pile use EleutherAI/gpt-neox-20b)"
 
 log = logging.getLogger(__name__)
 
@@ -69,24 +70,30 @@ def load_model(
 
     Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its check.
     """
-    name = str(name_or_path)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = _expanded(str(name_or_path))
+    device = _resolve_device(device)
     wanted = _resolve_dtype(dtype, device)
     stored = None if wanted == "auto" else wanted
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     model: PreTrainedModel
+    native = False
     if file := _rwkv_file(name, revision):
-        model, commit = _read_file(file, name, stored), None
+        model, commit = _read_file(file, name, stored), _commit_of(file)
     else:
         declared, _ = _load(name, "model", PreTrainedConfig.get_config_dict, revision=revision)
         native = is_native_config(declared)
         model, commit = _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, hub)
     if tokenizer:
-        text, trouble = _load(str(tokenizer), "tokenizer", _read_tokenizer), ""
+        its = _expanded(str(tokenizer))
+        text, trouble = _load(its, "tokenizer", _read_tokenizer, trust_remote_code=trust_remote_code), ""
+    elif file:
+        text, trouble = _tokenizer_beside(file, model.config.vocab_size)
     else:
-        text, trouble = _tokenizer_beside(file, model.config.vocab_size) if file else _own_tokenizer(name, hub)
+        text, trouble = _own_tokenizer(name, hub)
+    if native and text is None:
+        trouble = f"has no tokenizer beside it {_OF_THE_PILE}"
     torch.nn.Module.to(model, device)
-    adapter = wrap_model(model, text, revision or commit, trust_remote_code=trust_remote_code)
+    adapter = wrap_model(model, text, commit, trust_remote_code=trust_remote_code)
     adapter._tokenizer_trouble = trouble
     return adapter
 
@@ -114,7 +121,7 @@ def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) 
         raise ModelError(f"{name} does not fit its config.json: {listed(misfits)}")
     if unread := sorted(report["unexpected_keys"]):
         log.warning("%s holds weights that its config.json has no place for: %s", name, listed(unread))
-    return model, getattr(config, "_commit_hash", None)
+    return model, None if Path(name).is_dir() else hub["revision"] or getattr(config, "_commit_hash", None)
 
 
 def _read_native(name: str, dtype: torch.dtype | None, revision: str | None) -> tuple[PreTrainedModel, str | None]:
@@ -131,22 +138,32 @@ def _read_native(name: str, dtype: torch.dtype | None, revision: str | None) -> 
 
 def _rwkv_file(name: str, revision: str | None) -> Path | None:
     """The official RWKV file that a name means: a file, a folder with one .pth and no config.json, or OWNER/REPOSITORY/FILE on the Hub."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_file() and path.suffix in SUFFIXES:
+        if (path.parent / "config.json").exists() and path.suffix == ".safetensors":
+            raise ModelError(f"{path} belongs to the model of its folder, whose config.json lies beside it; name the folder")
         return path
     if path.is_dir() and not (path / "config.json").exists():
-        files = sorted(path.glob("*.pth"))
+        files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
         if len(files) > 1:
-            raise ModelError(f"the folder {path} holds {len(files)} .pth files; name one of them: {listed([f.name for f in files])}")
+            raise ModelError(f"the folder {path} holds {len(files)} files of weights; name one of them: {listed([f.name for f in files])}")
         return files[0] if files else None
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
-    if path.exists() or path.is_absolute() or name.startswith((".", "~")) or not file or path.suffix not in SUFFIXES:
+    if path.exists() or path.is_absolute() or name.startswith(".") or not file or path.suffix not in SUFFIXES:
         return None
     from huggingface_hub import hf_hub_download
 
-    found = _load(f"{owner}/{repository}", "model", hf_hub_download, filename=file, revision=revision)
-    return Path(found)
+    def fetch(_: str) -> str:
+        return str(hf_hub_download(f"{owner}/{repository}", file, revision=revision))
+
+    return Path(_load(name, "model", fetch))
+
+
+def _commit_of(file: Path) -> str | None:
+    """The commit of a file that lies in the cache of the Hub."""
+    parts = file.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-2] else None
 
 
 def _read_file(file: Path, name: str, dtype: torch.dtype | None) -> PreTrainedModel:
@@ -160,19 +177,35 @@ def _read_file(file: Path, name: str, dtype: torch.dtype | None) -> PreTrainedMo
 
 def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | Literal["auto"]:
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     if dtype == "auto":
         return "auto"
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def _resolve_device(device: torch.device | str | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
+        raise ModelError(f"the device {str(device)!r} cannot be used here ({_one_line(error)}); choose cpu or cuda") from None
+    return chosen
+
+
+def _expanded(name: str) -> str:
+    """A name that starts with ~ with the home folder in its place. Raises ModelError for an empty one."""
+    if not name:
+        raise ModelError("the name of a model or tokenizer is empty; give a folder, a file or a name on the Hub")
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> Any:
     """Call a from_pretrained, turning each way in which it reports a missing or broken checkpoint into one line."""
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).exists():
-        raise ModelError(f"cannot load {what} {name}: there is no such folder")
+        raise ModelError(f"cannot load {what} {name}: there is no such file or folder")
     if Path(name).is_file() and not (what == "tokenizer" and name.endswith(".txt")):
         raise ModelError(f"cannot load {what} {name}: it is a file; name the folder that holds it")
     try:
@@ -180,8 +213,9 @@ def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> An
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        where = "from this folder" if Path(name).is_dir() else "(no such folder here, and the Hub did not give it)"
-        raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}") from error
+        where = "from this folder" if Path(name).is_dir() else "(no such file or folder here, and the Hub did not give it)"
+        hint = "; an official RWKV file is named as OWNER/REPOSITORY/FILE.pth" if "model_type" in str(error) else ""
+        raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}{hint}") from error
     except Exception as error:  # safetensors and tokenizers raise their own types for a damaged file
         raise ModelError(f"cannot load {what} {name}: {type(error).__name__}: {_one_line(error)}") from error
 
@@ -213,7 +247,7 @@ def _tokenizer_beside(file: Path, vocab_size: int) -> tuple[PreTrainedTokenizerB
     if (file.parent / "tokenizer.json").exists() or any(file.parent.glob(VOCABULARY_FILES)):
         return _own_tokenizer(str(file.parent), {})
     if vocab_size != WORLD_VOCABULARY:
-        return None, "has no tokenizer beside it (the files trained on the Pile use EleutherAI/gpt-neox-20b)"
+        return None, f"has no tokenizer beside it {_OF_THE_PILE}"
     try:
         return read_world_tokenizer(None), ""
     except ModelError as error:

@@ -36,8 +36,7 @@ class MambaFamilyAdapter(ModelAdapter):
         """Whether the mixers can read so many tokens at once from a state that is not empty."""
         return tokens == 1
 
-    @torch.no_grad()
-    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
+    def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
         if state is not None and not self.continues(input_ids.shape[1]):
             return self._token_by_token(input_ids, state)
         cache: Any = DynamicCache(config=self.model.config)

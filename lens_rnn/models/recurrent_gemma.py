@@ -31,8 +31,7 @@ class RecurrentGemmaAdapter(ModelAdapter):
     def logit_cap(self) -> float | None:
         return float(self.model.config.logits_soft_cap)
 
-    @torch.no_grad()
-    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
+    def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
         if state is not None and input_ids.shape[1] > 1:  # transformers starts its convolution anew for more than one token
             return self._token_by_token(input_ids, state)
         recurrent: list[Any] = [block.temporal_block if hasattr(block.temporal_block, "rg_lru") else None for block in self.blocks]

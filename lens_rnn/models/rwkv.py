@@ -44,9 +44,13 @@ class RWKVForCausalLM(PreTrainedModel):
     def zero_state(self, batch: int) -> list[BlockState]:
         """The state before the first token."""
         config, like = self.config, self.emb.weight
-        shift = like.new_zeros(batch, config.hidden_size)
-        wkv = torch.zeros(batch, config.heads, config.head_size, config.head_size, device=like.device)
-        return [BlockState(shift, wkv, shift) for _ in self.blocks]
+
+        def block() -> BlockState:
+            shifts = like.new_zeros(2, batch, config.hidden_size)
+            wkv = torch.zeros(batch, config.heads, config.head_size, config.head_size, device=like.device)
+            return BlockState(shifts[0], wkv, shifts[1])
+
+        return [block() for _ in self.blocks]
 
     def run_blocks(self, input_ids: Tensor, state: list[BlockState] | None = None) -> tuple[list[Tensor], list[BlockState]]:
         """Outputs of all blocks, each (batch, seq, d_model), and the state after the last token. The given state is left as it is."""
@@ -89,10 +93,9 @@ class RWKVAdapter(ModelAdapter):
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor) -> Forward:
-        return self.advance(input_ids)[0]
+        return self._advance(input_ids, None)[0]
 
-    @torch.no_grad()
-    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
+    def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
         blocks = (
             None
             if state is None

@@ -42,8 +42,7 @@ class RWKV4Adapter(ModelAdapter):
     def final_norm(self) -> nn.Module:
         return self.model.rwkv.ln_out
 
-    @torch.no_grad()
-    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
+    def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
         # transformers has five tensors (batch, d_model, layers) and changes them in place; torch.stack makes new ones
         theirs = None if state is None else [torch.stack(state.of(name), dim=-1) for name in self.state_names]
         forward, output = self._run(input_ids, state=theirs, use_cache=True)

@@ -21,6 +21,7 @@ a channel.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from lens_rnn.errors import ConfigError
 from lens_rnn.models.wkv import wkv6, wkv7
 
 import torch
@@ -52,6 +53,8 @@ class RWKVConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs: Any,
     ):
+        if version not in VERSIONS:
+            raise ConfigError(f"RWKV version {version!r} is unknown; choose from {', '.join(VERSIONS)}")
         self.version = version
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
@@ -242,7 +245,7 @@ class RWKVBlock(nn.Module):
         x = x + y
         again = self.ln2(x)
         x = x + self.ffn(again, _shift(again, state.ffn_shift))
-        return x, BlockState(normed[:, -1], wkv, again[:, -1]), first
+        return x, BlockState(normed[:, -1].clone(), wkv, again[:, -1].clone()), first  # a view would keep the whole text
 
 
 def _shift(x: Tensor, last: Tensor) -> Tensor:

@@ -73,9 +73,9 @@ def _config(weights: Weights, version: str, where: str) -> RWKVConfig:
     vocab_size, d_model = shape("emb.weight", 2)
     inner, _ = shape("blocks.0.att.key.weight", 2)
     bonus = "blocks.0.att.r_k" if version == "7" else "blocks.0.att.time_faaaa"
-    heads = len(weights[bonus]) if bonus in weights else 0
-    if not heads:
+    if bonus not in weights:
         raise ModelError(f"{where} is taken for RWKV-{version} and lacks {bonus}; the checkpoint is incomplete")
+    heads = weights[bonus].shape[0] if weights[bonus].ndim else 1
     if inner % heads:
         raise ModelError(f"{where}: blocks.0.att.key.weight has {inner} rows, which {heads} heads cannot share")
     lora = {}

@@ -24,6 +24,11 @@ class RecurrentState:
     def __getitem__(self, name: str) -> list[Tensor | None]:
         return self.tensors[name]
 
+    @property
+    def batch(self) -> int:
+        """How many sequences it is the state of."""
+        return next(len(t) for layers in self.tensors.values() for t in layers if t is not None)
+
     def of(self, name: str) -> list[Tensor]:
         """The tensors of that name, of the blocks that have one."""
         return [t for t in self.tensors[name] if t is not None]

@@ -140,6 +140,33 @@ def test_an_edit_in_the_units_of_hidden_states_also_where_they_are_halved(models
         torch.testing.assert_close(got.final, model.forward(other).final, rtol=1e-4, atol=1e-4)
 
 
+def test_a_layer_that_is_not_there_is_not_edited(tiny_mamba: ModelAdapter) -> None:
+    for layer in (-1, 3):
+        with (
+            pytest.raises(ModelError, match=f"there is no layer {layer}: .* has layers 0 to 2"),
+            tiny_mamba.edited(layer, torch.zeros_like),
+        ):
+            pass
+
+
+def test_states_that_do_not_fit(recurrent: ModelAdapter, tiny_rwkv4: ModelAdapter) -> None:
+    _, state = recurrent.advance(IDS[:, :4])
+    with pytest.raises(ModelError, match="no token to read"):
+        recurrent.advance(IDS[:, :0], state)
+    with pytest.raises(ModelError, match=r"a state of 3 sequences .* cannot be continued with 1 sequences"):
+        recurrent.advance(IDS[:1], state)
+    if recurrent.state_names != tiny_rwkv4.state_names:
+        with pytest.raises(ModelError, match="whose state has ffn_shift, att_shift, num, den, max"):
+            tiny_rwkv4.advance(IDS, state)
+
+
+def test_a_state_keeps_nothing_of_the_text_alive(recurrent: ModelAdapter) -> None:
+    _, state = recurrent.advance(IDS)
+    for layers in state.tensors.values():
+        for tensor in layers:
+            assert tensor is None or tensor.untyped_storage().nbytes() <= recurrent.n_layers * tensor.nbytes
+
+
 def test_a_transformer_says_that_it_has_no_state(tiny_neox: ModelAdapter) -> None:
     with pytest.raises(ModelError, match="recurrent state of model type 'gpt_neox' cannot be reached"):
         tiny_neox.advance(IDS)
@@ -164,8 +191,8 @@ def test_a_lens_is_fitted_saved_loaded_and_evaluated(family: str, tmp_path: Path
 def test_a_wrong_state_is_found_when_the_model_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_rnn.models.rwkv import RWKVAdapter
 
-    advance = RWKVAdapter.advance
-    monkeypatch.setattr(RWKVAdapter, "advance", lambda self, ids, state=None: advance(self, ids, None))
+    advance = RWKVAdapter._advance
+    monkeypatch.setattr(RWKVAdapter, "_advance", lambda self, ids, _state: advance(self, ids, None))
     with pytest.raises(ModelError, match="continuing from a recurrent state"):
         wrap_model(make_model("rwkv6"))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lens_rnn.models import load_model, wrap_model
 from lens_rnn.models.generic import GenericAdapter
-from tests.conftest import ALL_FAMILIES, make_model
+from tests.conftest import make_model
 from tests.models.test_adapter import refusal
 
 import pytest
@@ -114,14 +114,47 @@ def test_a_model_that_tells_no_hidden_states_is_refused(tmp_path: Path, byte_tok
     assert "subclass lens_rnn.models.ModelAdapter" in message
 
 
-@pytest.mark.parametrize("family", [f for f in ALL_FAMILIES if f not in ("rwkv4", "recurrent_gemma")])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba", "neox", "llama", "gpt2"])
 def test_what_watching_finds_is_what_the_familys_own_adapter_declares(family: str) -> None:
-    """RWKV-4 halves its stream and RecurrentGemma caps its logits, which only their own adapters know."""
+    """Not of RWKV-4, which halves its stream, RecurrentGemma, which caps its logits, and RWKV-5 to 7, which have no base model."""
     model = make_model(family)
     own, found = wrap_model(model), GenericAdapter(model)
     assert list(found.blocks) == list(own.blocks)
     assert found.final_norm is own.final_norm
     assert found.states_after_blocks == own.states_after_blocks
+
+
+BROKEN = {
+    "its own code does not run here (ValueError: on purpose)": ("s, ys = torch.zeros_like(v[:, 0]), []", "raise ValueError('on purpose')"),
+    "it returns no hidden states": ("return CausalLMOutput(logits=", "return (lambda **kw: (kw['logits'],))(logits="),
+    "its head is not called as a module": (
+        "logits=self.head(inner.last_hidden_state)",
+        "logits=inner.last_hidden_state @ self.head.weight.T",
+    ),
+    "it has no base model that runs without the head": ('base_model_prefix = "inner"', 'base_model_prefix = "outer"'),
+}
+
+
+@pytest.mark.parametrize("complaint", BROKEN)
+def test_foreign_code_that_cannot_be_watched_is_refused_in_one_line(
+    complaint: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    old, new = BROKEN[complaint]
+    assert old in CODE
+    folder = checkpoint(tmp_path / "model", byte_tokenizer, "after")
+    (folder / "modeling_after.py").write_text(CODE.replace("{states}", "after").replace(old, new))
+    assert complaint in refusal(lambda: load_model(folder, trust_remote_code=True))
+
+
+def test_an_edit_where_blocks_are_called_by_keyword(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    folder = checkpoint(tmp_path / "model", byte_tokenizer, "after")
+    source = CODE.replace("{states}", "after").replace("(x,) = layer(x)", "(x,) = layer(hidden_states=x)")
+    (folder / "modeling_after.py").write_text(source)
+    model = load_model(folder, trust_remote_code=True)
+    ids = torch.randint(257, (1, 5))
+    with model.edited(1, torch.zeros_like):
+        assert torch.equal(model.forward(ids).hidden_states[1], torch.zeros(1, 5, 24))
+    assert model.forward(ids).hidden_states[1].abs().sum() > 0
 
 
 def test_a_cap_that_nobody_told_of_is_found_by_the_check() -> None:
