@@ -1,0 +1,145 @@
+"""Steer a model by contrastive activation addition: its residual stream, its recurrent state, or both.
+
+    python eval/steering.py
+    python eval/steering.py --model checkpoints/tiny-rwkv4
+    python eval/steering.py --behaviour refusal --data FOLDER --template chatml --model state-spaces/mamba-2.8b-hf
+
+Without --behaviour it is a demonstration: will the model say one word or another, on held-out text? Writes steering.json, steering.csv,
+steering.png, generations.json and vectors.safetensors.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lens_rnn import artifacts, cli
+from lens_rnn.data import STDLIB, DataConfig, open_source
+from lens_rnn.errors import ConfigError
+from lens_rnn.lens import TunedLens
+from lens_rnn.models import ModelAdapter
+from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
+from lens_rnn.steering.contrasts import Contrast, behaviour_contrast, next_word_contrast
+from lens_rnn.steering.experiment import Experiment, ExperimentConfig, run_experiment
+from lens_rnn.steering.generation import generate
+from lens_rnn.steering.pairs import Question, behaviour_file, encode, prompt_text, read_items, read_prompts, tokenise
+from lens_rnn.steering.plots import plot_experiment
+from lens_rnn.steering.report import brief, summary, table, through_the_lens
+
+from tqdm import tqdm
+
+KNOWLEDGE = ("mmlu", "truthful_qa")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig, ExperimentConfig):
+    """Steer a model's residual stream, its recurrent state, or both, and measure what that does to its answers."""
+
+    behaviour: str | None = None
+    """Name of a behaviour of --data, or a .json file of contrastive questions. Default: the demonstration, --words on --data."""
+    data: str = STDLIB
+    """With --behaviour a folder, or a data set on the Hub, that holds generate/ and test/; without it, text as for train/fit_lens.py."""
+    words: tuple[str, str] = (" return", " raise")
+    """Of the demonstration: the matching word and the other, each one token."""
+    template: str = "plain"
+    """What stands before an answer: plain, chatml, llama, tokenizer (its own chat template), or a text with {question} in it."""
+    balance_letters: bool = False
+    """Make vectors from every item twice, once with its options swapped, so that they carry no bias to a letter."""
+    pairs: int = 400
+    """Pairs that vectors are made from, at most."""
+    questions: int = 50
+    """Questions to choose layer and multiplier on, and as many to report on."""
+    capability: int = 50
+    """Questions of the MMLU and of the TruthfulQA sample beside a behaviour; 0 for none."""
+    generations: int = 3
+    """Texts that are gone on with, unsteered and steered."""
+    new_tokens: int = 40
+    """Tokens of each."""
+    lens: str | None = None
+    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is one."""
+    output: Path | None = None
+    """Folder of the results. Default: results/MODEL/steering."""
+    overwrite: bool = False
+    """Replace what is in the output folder."""
+    verbose: bool = False
+    """Show what the libraries underneath say, too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.behaviour and not self.behaviour.endswith(".json") and self.data == STDLIB:
+            raise ConfigError(f"--behaviour {self.behaviour} needs --data: a folder or Hub data set with generate/ and test/")
+        for name, least in (("pairs", 2), ("questions", 2), ("capability", 0), ("generations", 0), ("new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    @property
+    def folder(self) -> Path:
+        return self.output or Path("results") / self.model_name / "steering"
+
+
+def read_contrast(config: Config, adapter: ModelAdapter) -> Contrast:
+    """The behaviour, or the demonstration."""
+    sizes: dict[str, Any] = {"pairs": config.pairs, "questions": config.questions, "seed": config.seed}
+    if config.behaviour is None:
+        return next_word_contrast(open_source(DataConfig(data=config.data)), adapter.tokenizer, *config.words, **sizes)
+    words: dict[str, Any] = {"template": config.template, "balance_letters": config.balance_letters}
+    return behaviour_contrast(config.data, config.behaviour, adapter.tokenizer, **words, **sizes)
+
+
+def read_further(config: Config, adapter: ModelAdapter, contrast: Contrast) -> tuple[dict[str, list[Question]], list[list[int]]]:
+    """Questions of knowledge, by sample, and texts to go on with."""
+    if config.behaviour is None or config.behaviour.endswith(".json"):
+        return {}, [list(question.ids) for question in contrast.test[: config.generations]]
+    samples = {name: read_items(behaviour_file(config.data, config.behaviour, name)) for name in KNOWLEDGE if config.capability}
+    spread = {name: items[:: max(1, len(items) // config.capability)][: config.capability] for name, items in samples.items()}
+    prompts = read_prompts(behaviour_file(config.data, config.behaviour, "open_ended"))[: config.generations]
+    texts = [prompt_text(prompt, config.template, adapter.tokenizer).rstrip(" ") for prompt in prompts]
+    ids = [encode(text, config.template, adapter.tokenizer) for text in texts]
+    return {name: tokenise(items, config.template, adapter.tokenizer) for name, items in spread.items()}, ids
+
+
+def written(config: Config, adapter: ModelAdapter, experiment: Experiment, texts: list[list[int]]) -> list[dict[str, Any]]:
+    """generations.json: what follows each text at −multiplier, 0 and +multiplier of each target."""
+    rows = []
+    for ids in texts:
+        row: dict[str, Any] = {"text": adapter.tokenizer.decode(ids)}
+        for target, outcome in experiment.outcomes.items():
+            times = (-outcome.multiplier, 0.0, outcome.multiplier)
+            made = generate(adapter, ids, outcome.edit, times, config.new_tokens)
+            row[target] = {f"{m:g}": adapter.tokenizer.decode(new) for m, new in zip(times, made, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(config.verbose)
+    processes = start_processes(config)
+    check_output(config.folder, config.overwrite)
+
+    # Model, lens and data.
+    adapter = load_configured_model(config, processes)
+    found = config.lens or config.lens_beside
+    lens = TunedLens.load(adapter, found) if found else None
+    contrast = read_contrast(config, adapter)
+    knowledge, texts = read_further(config, adapter, contrast)
+
+    # Work.
+    with tqdm(total=len(contrast.validation) + len(contrast.test), unit="question", desc="steering") as bar:
+        experiment = run_experiment(adapter, contrast, config, knowledge, bar.update)
+    latent = through_the_lens(experiment, adapter, lens) if lens else {}
+    result = summary(experiment, adapter, lens, latent) | {"lens": found}
+    generations = written(config, adapter, experiment, texts)
+
+    # Report.
+    begin_output(config.folder, config, config.overwrite)
+    artifacts.write_json(config.folder / "steering.json", result)
+    artifacts.write_json(config.folder / "generations.json", generations)
+    artifacts.write_atomically(config.folder / "steering.csv", lambda file: file.write(table(experiment, adapter).encode()))
+    experiment.vectors.save(config.folder / "vectors.safetensors")
+    plot_experiment(experiment, adapter, config.folder / "steering.png", latent)
+    print(brief(experiment))
+    print(f"saved to {config.folder}")
+    processes.finish()
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

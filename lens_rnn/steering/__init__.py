@@ -1,0 +1,48 @@
+"""Steering: contrastive activation addition on the residual stream and on the recurrent state.
+
+pairs (questions with two answers, or texts that differ)  →  vectors, a layer each  →  steer, steer_state  →  answers, beside controls
+"""
+
+from lens_rnn.steering.apply import advance_steered, steer, steer_state
+from lens_rnn.steering.contrasts import Contrast, behaviour_contrast, next_word_contrast
+from lens_rnn.steering.evaluation import Edit, Interval, Scores, measure
+from lens_rnn.steering.experiment import Experiment, ExperimentConfig, Outcome, run_experiment
+from lens_rnn.steering.generation import generate
+from lens_rnn.steering.lens_view import LatentEffect, latent_effect, mean_hidden, read_vector, top_tokens
+from lens_rnn.steering.pairs import BEHAVIOURS, TEMPLATES, Item, Pair, Question, balanced, read_items, swapped, tokenise
+from lens_rnn.steering.vectors import Fitted, SteeringVectors, fit_vectors
+
+__all__ = [
+    "BEHAVIOURS",
+    "TEMPLATES",
+    "Contrast",
+    "Edit",
+    "Experiment",
+    "ExperimentConfig",
+    "Fitted",
+    "Interval",
+    "Item",
+    "LatentEffect",
+    "Outcome",
+    "Pair",
+    "Question",
+    "Scores",
+    "SteeringVectors",
+    "advance_steered",
+    "balanced",
+    "behaviour_contrast",
+    "fit_vectors",
+    "generate",
+    "latent_effect",
+    "mean_hidden",
+    "measure",
+    "next_word_contrast",
+    "read_items",
+    "read_vector",
+    "run_experiment",
+    "steer",
+    "steer_state",
+    "swapped",
+    "tokenise",
+    "top_tokens",
+]

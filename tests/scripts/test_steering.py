@@ -1,0 +1,125 @@
+"""eval/steering.py as a user runs it."""
+
+import csv
+import json
+from pathlib import Path
+
+from lens_rnn.models import load_model
+from lens_rnn.steering import SteeringVectors
+from tests.scripts.launch import ROOT, run_in_process, run_script
+
+import pytest
+
+WRITTEN = ["generations.json", "run.yaml", "steering.csv", "steering.json", "steering.png", "vectors.safetensors"]
+SMALL = (
+    "--questions",
+    4,
+    "--pairs",
+    6,
+    "--controls",
+    2,
+    "--multipliers",
+    -1,
+    0,
+    1,
+    "--new-tokens",
+    4,
+    "--generations",
+    1,
+    "--device",
+    "cpu",
+)
+
+
+def test_a_behaviour(
+    model_folders: dict[str, Path], test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    words = ("--model", model_folders["mamba"], "--behaviour", "survival-instinct", "--data", test_data / "caa", "--output", output)
+    more = ("--capability", 2, "--balance-letters", "--template", "chatml")
+    assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL, *more) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[0] == "survival-instinct: share of the matching answer on 4 test questions"
+    assert said[-1] == f"saved to {output}"
+    assert sorted(path.name for path in output.iterdir()) == WRITTEN
+    result = json.loads((output / "steering.json").read_text())
+    assert result["pairs"] == 12  # 6 items, and each with its options swapped
+    assert result["vectors"]["template"] == "chatml"
+    assert list(result["targets"]) == ["residual", "state", "both"]
+    for target in result["targets"].values():
+        assert {name: len(values) for name, values in target["accuracy"].items()} == {"mmlu": 3, "truthful_qa": 3}
+        assert target["options_swapped"] is not None
+    rows = list(csv.DictReader((output / "steering.csv").open()))
+    assert len(rows) == 2 * (2 + 3 + 2) * 3
+    generations = json.loads((output / "generations.json").read_text())
+    assert len(generations) == 1
+    assert generations[0]["both"].keys() == {"-1", "0", "1"}
+    vectors = SteeringVectors.load(output / "vectors.safetensors", load_model(model_folders["mamba"], device="cpu"))
+    assert vectors.about["data_sha256"] == result["vectors"]["data_sha256"]
+
+
+def test_a_file_of_ones_own_on_a_model_without_state(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+    items = [dict(zip(fields, (f"Number {i}?", "yes", "no"), strict=True)) for i in range(20)]
+    file = tmp_path / "numbers.json"
+    file.write_text(json.dumps(items))
+    words = ("--model", model_folders["neox"], "--behaviour", file, "--targets", "residual", "--output", tmp_path / "out", "--layers", 1)
+    assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL) == 0
+    result = json.loads((tmp_path / "out" / "steering.json").read_text())
+    assert result["targets"]["residual"]["layer"] == 1
+    assert result["questions"] == {"validation": 4, "test": 4}
+    assert result["targets"]["residual"]["options_swapped"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--behaviour", "kindness"), "there is no generate/kindness.json"),
+        (("--behaviour", "empty.json"), "is empty; a contrastive set needs at least one item"),
+        (("--behaviour", "one.json"), "has 1 items, and 9 are needed to hold 4 questions out; lower --questions"),
+        (("--behaviour", "refusal", "--template", "Q:"), "has no {question} in it"),
+        (("--behaviour", "refusal", "--layers", 3), "there is no layer 3"),
+        (("--behaviour", "refusal", "--template", "tokenizer"), "has no chat template"),
+        (("--behaviour", "refusal", "--data", "python-stdlib"), "--behaviour refusal needs --data"),
+        (("--words", " return", " raise"), "tokens of"),
+        (("--multipliers", 1, 2), "they need 0"),
+        (("--pairs", 0), "pairs is 0; it must be at least 2"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple,
+    words: str,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    item = {"question": "q", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
+    Path("empty.json").write_text("[]")
+    Path("one.json").write_text(json.dumps([item]))
+    for part, name in (("generate", "refusal"), ("test", "refusal.test_dataset_ab"), ("test", "refusal.test_dataset_open_ended")):
+        Path(part).mkdir(exist_ok=True)
+        Path(part, f"{name}.json").write_text(json.dumps([item] * 12))
+    data = ("--data", tmp_path) if "--behaviour" in arguments else ()
+    fixed = ("--model", model_folders["mamba"], "--output", tmp_path / "result", "--capability", 0, *SMALL, *data)
+    assert run_in_process("eval/steering.py", monkeypatch, *fixed, *arguments) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1
+    assert words in said[0]
+    assert not (tmp_path / "result").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny-mamba", "tiny-rwkv4"])
+def test_the_demonstration_is_really_there(model: str, tmp_path: Path) -> None:
+    done = run_script("eval/steering.py", "--model", ROOT / "checkpoints" / model, "--output", tmp_path / "out", timeout=900)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "steering.json").read_text())
+    for target in result["targets"].values():
+        assert target["significant"]
+        assert target["test"]["range"]["low"] > 0.05
+        assert target["latent"]["log_odds_change"][-1][1] > 0
+    assert "beyond every control" in done.stdout
