@@ -1,0 +1,88 @@
+"""Whether MambaLRP ranks tokens better than gradient × input, recency or chance: how far a logit falls as the highest are taken out.
+
+python benchmarks/relevance.py
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lens_rnn import cli
+from lens_rnn.data import DataConfig, load_blocks
+from lens_rnn.lens import TunedLens
+from lens_rnn.models import ModelAdapter, load_model
+from lens_rnn.run import ModelConfig
+from lens_rnn.views.relevance import METHODS, Explained, relevance
+from lens_rnn.views.removal import without_tokens
+
+import numpy as np
+from tqdm import tqdm
+
+from common import report
+
+RANDOM_ORDERS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Fall of the explained logit by the order in which tokens are left out."""
+
+    model: str = ModelConfig.model
+    """Folder of a Mamba-1 with its lens beside it."""
+    texts: int = 100
+    """Held-out texts of the standard library."""
+    tokens: int = 48
+    """Tokens of a text; the last is where the logit is read and stays."""
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 40)
+    """How many tokens are left out."""
+    layer: int = 3
+    """The layer whose tuned lens is explained, besides the model."""
+    seed: int = 0
+    """Of the texts and the random orders."""
+    output: Path | None = None
+    """JSON file for the figures."""
+
+
+def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | None) -> dict[str, np.ndarray]:
+    """By order: the mean fall over the counts of each text, (texts), in logits. The quantity is the likeliest next token's logit."""
+    rng = np.random.default_rng(config.seed)
+    blocks = load_blocks(DataConfig(seq_len=64), "eval", adapter.tokenizer)
+    found: dict[str, list[float]] = {name: [] for name in (*METHODS, "last first", "random")}
+    chosen = rng.permutation(len(blocks))[: config.texts]
+    for row in tqdm(chosen, desc=f"layer {layer}" if layer is not None else "model"):
+        ids = blocks.tokens[row, : config.tokens].astype(int).tolist()
+        by_method = [relevance(adapter, ids, Explained(layer=layer), method=method, lens=lens) for method in METHODS]
+        last = config.tokens - 1
+        orders = [np.argsort(-r.tokens[:last].numpy(), kind="stable") for r in by_method] + [np.arange(last)[::-1]]
+        orders += [rng.permutation(last) for _ in range(RANDOM_ORDERS)]
+        values = without_tokens(adapter, ids, np.stack(orders), (0, *config.counts), by_method[0].explained, lens)
+        fall = (values[:, :1] - values[:, 1:]).mean(1)  # (orders)
+        for name, value in zip(found, [*fall[: len(METHODS) + 1], fall[len(METHODS) + 1 :].mean()], strict=True):
+            found[name].append(float(value))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def row(name: str, by_quantity: list[dict[str, np.ndarray]], rng: np.random.Generator) -> list[str]:
+    """One order: its fall, and by how much the first method's is more, with a 95 % bootstrap interval over texts."""
+    cells = [name]
+    for found in by_quantity:
+        margin = found[METHODS[0]] - found[name]
+        low, high = np.percentile(rng.choice(margin, (10_000, len(margin))).mean(1), [2.5, 97.5])
+        cells += [f"{found[name].mean():.2f}", "" if name == METHODS[0] else f"{margin.mean():.2f} [{low:.2f}, {high:.2f}]"]
+    return cells
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(verbose=False)
+    adapter = load_model(config.model, device="cpu")
+    lens = TunedLens.load(adapter, f"{config.model.rstrip('/')}-lens")
+    by_quantity = [falls(adapter, lens, config, layer) for layer in (None, config.layer)]
+    rng = np.random.default_rng(config.seed)
+    header = ["order of removal", "model: fall", f"{METHODS[0]} more by", f"lens, layer {config.layer}: fall", f"{METHODS[0]} more by"]
+    rows = [row(name, by_quantity, rng) for name in by_quantity[0]]
+    counts = ", ".join(map(str, config.counts))
+    notes = [f"{config.texts} texts of {config.tokens} tokens; mean fall in logits over {counts} tokens left out."]
+    report(f"{Path(config.model).name}: what the likeliest next token's logit loses", header, rows, notes, config.output)
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

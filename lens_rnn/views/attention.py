@@ -1,0 +1,159 @@
+"""Hidden attention: how much of each earlier token's input a recurrent block has in its output at each token.
+
+A recurrence that is linear in its inputs is a causal matrix in disguise, one for each channel or head (Ali, Zimerman & Wolf 2024,
+arXiv 2403.01590). views/weights.py has the matrix of each family; here are the pass over a text, means over channels, and rollout.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lens_rnn.errors import ConfigError, ModelError
+from lens_rnn.models import ModelAdapter
+from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
+from lens_rnn.views.weights import VIEWS, View, Weights, watching
+
+import torch
+from torch import Tensor
+
+_BLOCK_BYTES = 2**23  # of the matrices of the channels or heads that are computed at a time
+_COPIES = 3  # of those matrices that exist at once
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HiddenAttention:
+    """One matrix a layer: the mean over its channels or heads."""
+
+    layers: tuple[int, ...]
+    n_layers: int
+    """How many the model has."""
+    matrices: Tensor
+    """(layers, tokens, tokens), float32, on the CPU: row i is the token that reads. Nothing above the diagonal."""
+    unit: Literal["channel", "head"]
+    """What was averaged over."""
+    units: tuple[int, ...] | None
+    """Which of them; None for all."""
+    signed: bool
+    """Whether it is the mean of the weights, or of their absolute values."""
+
+
+def attention_models() -> list[str]:
+    """Model types that have this view."""
+    return sorted(VIEWS)
+
+
+def hidden_attention(
+    adapter: ModelAdapter,
+    input_ids: Tensor | Sequence[int],
+    layers: Sequence[int] | None = None,
+    units: Sequence[int] | None = None,
+    *,
+    signed: bool = False,
+) -> HiddenAttention:
+    """The hidden attention of one text, input_ids (tokens), in each layer: the mean over channels or heads, by default of absolute values.
+
+    layers: which, by default all; layer i is block i. units: which channels or heads, by default all. Memory: tokens² float32 a layer, and
+    three times as many bytes as the matrices of a block of channels, 8 MiB or those of one.
+
+    Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there, DataError for a text
+    that cannot be read or whose matrices do not fit into memory, with the estimate.
+    """
+    view, ids = _view_of(adapter), one_text(adapter, input_ids)
+    chosen = range(adapter.n_layers) if layers is None else layers
+    matrices = []
+    with_block = _block(ids.shape[1]) * _COPIES + len(chosen)
+    refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers")
+    for weights, wanted in _each_layer(adapter, view, ids, chosen, units):
+        total = torch.zeros(ids.shape[1], ids.shape[1], device=ids.device)  # (tokens, tokens)
+        for part in wanted.split(_block(ids.shape[1])):
+            block = weights(part)
+            total += (block if signed else block.abs_()).sum(0)
+        matrices.append((total / len(wanted)).cpu())
+    return HiddenAttention(
+        layers=tuple(chosen),
+        n_layers=adapter.n_layers,
+        matrices=torch.stack(matrices),
+        unit=view.unit,
+        units=None if units is None else tuple(units),
+        signed=signed,
+    )
+
+
+def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], layer: int, units: Sequence[int] | None = None) -> Tensor:
+    """The hidden attention of each chosen channel or head of a layer, by default of all: (units, tokens, tokens), float32, signed.
+
+    Applied to the inputs of the recurrence it gives its output. Errors as for `hidden_attention`.
+    """
+    view, ids = _view_of(adapter), one_text(adapter, input_ids)
+    _check_layers(adapter, [layer])
+    count = view.count(adapter.blocks[layer]) if units is None else len(units)
+    with_block = _block(ids.shape[1]) * _COPIES + count
+    refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], f"shorten it or choose fewer {view.unit}s")
+    ((weights, wanted),) = _each_layer(adapter, view, ids, [layer], units)
+    out = torch.empty(len(wanted), ids.shape[1], ids.shape[1], device=ids.device)
+    for place, part in zip(out.split(_block(ids.shape[1])), wanted.split(_block(ids.shape[1])), strict=True):
+        place.copy_(weights(part))
+    return out
+
+
+def rollout(matrices: Tensor) -> Tensor:
+    """How much of each input token reaches each token through all layers (tokens, tokens), rows summing to 1.
+
+    matrices: (layers, tokens, tokens), not negative, the first layer first. Each is made to have rows that sum to 1 and mixed half and half
+    with the identity, for the residual stream; then they are multiplied (Abnar & Zuidema 2020, arXiv 2005.00928, section 3).
+    Raises ConfigError if an entry is negative: signed weights have no rollout.
+    """
+    if (matrices < 0).any():
+        raise ConfigError("a rollout is a product of shares and these weights have signs; leave signed at False")
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    through = eye
+    for matrix in matrices:
+        mixed = shares(matrix) + eye
+        through = (mixed / mixed.sum(-1, keepdim=True)) @ through
+    return through
+
+
+def shares(matrix: Tensor) -> Tensor:
+    """matrix (…, tokens, tokens) with rows divided by their sum; a row of zeros stays one."""
+    rows = matrix.sum(-1, keepdim=True)
+    return matrix / rows.where(rows > 0, 1)
+
+
+# --- the pass --------------------------------------------------------------------------------------------------------------------
+
+
+def _view_of(adapter: ModelAdapter) -> View:
+    if adapter.model_type not in VIEWS:
+        raise ModelError(
+            f"model type {adapter.model_type!r} has no hidden attention, as its blocks are no linear recurrence that is known here; "
+            f"these have: {', '.join(attention_models())}"
+        )
+    return VIEWS[adapter.model_type]
+
+
+def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
+    if not layers or not all(0 <= layer < adapter.n_layers for layer in layers):
+        raise ConfigError(f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
+
+
+def _block(tokens: int) -> int:
+    """Channels or heads whose matrices are computed at a time."""
+    return max(1, _BLOCK_BYTES // (4 * tokens**2))
+
+
+@torch.no_grad()
+def _each_layer(
+    adapter: ModelAdapter, view: View, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None
+) -> Iterator[tuple[Weights, Tensor]]:
+    """Of each layer its weights and the units that are wanted, after one pass of the model over ids (1, tokens)."""
+    _check_layers(adapter, layers)
+    blocks = {layer: adapter.blocks[layer] for layer in layers}
+    for layer, block in blocks.items():
+        if units is not None and not (units and all(0 <= unit < view.count(block) for unit in units)):
+            said = ", ".join(map(str, units)) or "(none)"
+            raise ConfigError(f"{view.unit}s {said} of layer {layer}: choose from 0 to {view.count(block) - 1}")
+    with watching({(layer, name): module for layer, block in blocks.items() for name, module in view.watched(block).items()}) as seen:
+        adapter.forward(ids)
+    for layer in layers:
+        wanted = torch.arange(view.count(blocks[layer])) if units is None else torch.tensor(units)
+        yield view.weights(blocks[layer], {name: seen[layer, name] for name in view.watched(blocks[layer])}), wanted.to(ids.device)
