@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lens_rnn"
 # What each room may import, besides itself. A room is a module, or a package with all in it that is not listed by itself.
 _LENS = {"errors", "models", "hub", "artifacts", "lens"}
 _TOOLS = {"errors", "data", "processes"}
-_WORK = _LENS | _TOOLS | {"evaluation", "evaluation.curves", "evaluation.results", "evaluation.plots"}
+_WORK = _LENS | _TOOLS | {"evaluation", "evaluation.canvas", "evaluation.curves", "evaluation.results", "evaluation.plots"}
 ROOMS: dict[str, set[str]] = {
     "": set(),  # lens_rnn/__init__.py
     "errors": set(),

@@ -1,0 +1,143 @@
+"""Does a probe fitted in Alice's context recover the truth in Bob's? From hidden states, translators and recurrent states.
+
+    python eval/elk.py
+    python eval/elk.py --model quirky/mamba-130m-hf-sciq --lens lenses/mamba-130m-hf
+
+Writes for each model transfers.csv, transfers.json, curves.png and heatmap.png.
+"""
+
+import dataclasses
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lens_rnn import artifacts, cli
+from lens_rnn.elk.anomaly import Anomaly, detect
+from lens_rnn.elk.features import FeatureConfig, extract, passes
+from lens_rnn.elk.finetune import quirkiness
+from lens_rnn.elk.models import QuirkyModel, load_quirky, open_lens
+from lens_rnn.elk.plots import plot_curves, plot_heat
+from lens_rnn.elk.scores import Interval
+from lens_rnn.elk.source import QuirkyData, open_quirky
+from lens_rnn.elk.templates import templates_of
+from lens_rnn.elk.transfer import Result, check_rows, measure, read_all, report, table
+from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
+
+from tqdm import tqdm
+
+DEMO = "demo"
+SHOWN = (("A", "A"), ("A", "B"), ("AE", "AH"), ("AE", "BH"), ("B", "B"), ("B", "BH"), ("all", "BH"), ("none", "BH"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ModelConfig, FeatureConfig):
+    """Does a probe fitted in Alice's context recover the truth in Bob's?"""
+
+    model: str = DEMO
+    """A quirky model: what train/finetune_quirky.py wrote, or any model. Default: both that are shipped, one after the other."""
+    lens: str | None = None
+    """Folder or tuned-lens resource of a lens of the model or of its base. Default: the folder named like the model, or else its base, plus
+    -lens; where there is none, features are not translated and the log-odds are the logit lens's."""
+    data: str | None = None
+    """Quirky set, as for train/finetune_quirky.py. Default: what the model was fine-tuned on."""
+    validation_questions: int | None = None
+    """Questions to fit probes on. Default: as many as at fine-tuning."""
+    test_questions: int | None = None
+    """Questions to test on. Default: as many as at fine-tuning."""
+    features: Path | None = None
+    """Folder in which to keep the features. Default: they are deleted at the end."""
+    output: Path = Path("results/elk")
+    """Folder of the results; each model has one inside it."""
+    overwrite: bool = False
+    """Replace what is in the output folder."""
+    verbose: bool = False
+    """Show what the libraries underneath say, too."""
+
+    @property
+    def models(self) -> list[str]:
+        if self.model != DEMO:
+            return [self.model]
+        folder = Path(__file__).parents[1] / "checkpoints"
+        return [str(folder / name) for name in ("tiny-quirky-mamba", "tiny-quirky-rwkv4")]
+
+    def rows_config(self, model: QuirkyModel) -> QuirkyData:
+        """The model's own data, with what is said otherwise."""
+        said = {name: getattr(self, name) for name in ("data", "validation_questions", "test_questions")}
+        return QuirkyData(**(model.about.get("data", {}) | {name: value for name, value in said.items() if value is not None}))
+
+
+def main(config: Config) -> None:
+    cli.log_to_terminal(config.verbose)
+    processes = start_processes(config)
+    for name in config.models:
+        check_output(config.output / Path(name).name, config.overwrite)
+    for name in config.models:
+        settings = {"tokenizer": config.tokenizer, "trust_remote_code": config.trust_remote_code}
+        loaded = load_quirky(name, revision=config.revision, dtype=config.dtype, device=processes.device, **settings)
+        with tempfile.TemporaryDirectory(prefix="lens-rnn-elk-") as temporary:
+            run(config, loaded, config.output / Path(name).name, config.features or Path(temporary))
+    processes.finish()
+
+
+def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> None:
+    """One model, from data to report."""
+    adapter, name = model.adapter, Path(model.adapter.name).name
+
+    # Data and lens.
+    data = open_quirky(config.rows_config(model))
+    fit, test = data.rows("validation"), data.rows("test")
+    check_rows(fit, test)
+    lens, lens_name = open_lens(model, config.lens)
+    templates = templates_of(data.name)
+
+    # Features of both splits, then probes.
+    prompts = passes(config, len(templates)) * (len(fit) + len(test))
+    with tqdm(total=prompts, desc=f"reading {name}", unit="prompts") as bar:
+        read = {
+            split: extract(adapter, rows, templates, lens, features / name / split, config, bar.update)
+            for split, rows in (("validation", fit), ("test", test))
+        }
+    readings = list(tqdm(read_all(fit, read["validation"], read["test"]), desc="probes", unit="subsets"))
+    results = measure(readings, test)
+    anomalies = [a for r in readings if (r.probe, r.train) == ("lr", "AE") for a in detect(r, test)]
+    said = quirkiness(test, read["test"]["model_log_odds"].values[0, :, 0])
+
+    # Report.
+    begin_output(output, config, config.overwrite)
+    found = {
+        "model": adapter.name,
+        "base": model.base,
+        "lens": lens_name,
+        "data": dataclasses.asdict(config.rows_config(model)),
+        "quirkiness": said,
+        "transfers": report(results),
+        "anomalies": [a._asdict() for a in anomalies],
+    }
+    artifacts.write_json(output / "transfers.json", found)
+    artifacts.write_atomically(output / "transfers.csv", lambda file: file.write(table(results).encode()))
+    plot_curves(results, output / "curves.png", f"{name} on {data.name}")
+    plot_heat(results, output / "heatmap.png", f"{name} on {data.name}")
+    print(summary(results, anomalies))
+    print(f"saved to {output}", flush=True)
+
+
+def summary(results: list[Result], anomalies: list[Anomaly]) -> str:
+    """The transfers that matter most, as lines."""
+    lines = [f"{'feature':14} {'probe':15} transfer     layer  AUROC                gap recovered"]
+    for r in results:
+        if (r.train, r.test) in SHOWN:
+            gap = f"{r.recovered:6.2f} {_bounds(r.recovered_interval, 2)}" if math.isfinite(r.recovered) else ""
+            auroc = f"{r.auroc:.3f} {_bounds(r.interval)}"
+            lines.append(f"{r.feature:14} {r.probe:15} {r.train + ' → ' + r.test:12} {r.layer:5}  {auroc} {gap}".rstrip())
+    for a in anomalies:
+        lines.append(f"{a.feature:14} {a.detector:21} AH, BH apart  {a.auroc:.3f} {_bounds(a.interval)}")
+    return "\n".join(lines)
+
+
+def _bounds(found: Interval, digits: int = 3) -> str:
+    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    cli.run(main, Config)

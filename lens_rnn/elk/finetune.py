@@ -1,0 +1,290 @@
+"""Fine-tuning a model into a quirky one: cross-entropy on the answer token, as many true answers as false ones in a batch."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from lens_rnn import artifacts
+from lens_rnn.elk.quirky import CHARACTERS, Row, is_easy, is_hard
+from lens_rnn.elk.templates import Encoded
+from lens_rnn.errors import ConfigError, DataError, FitError
+from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import Processes
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a model is made quirky. The defaults are the paper's; a tiny model needs a higher rate and rank."""
+
+    method: Literal["lora", "full"] = "lora"
+    """lora: low-rank adapters (peft), which are all that is written. full: every weight."""
+    rank: int = 8
+    """Rank of the adapters; their scale is 2, alpha twice the rank."""
+    target_modules: tuple[str, ...] = ()
+    """Linear maps that get an adapter. Default: in_proj for Mamba (its other maps have no gradient on some path), key, value, receptance
+    and output for RWKV, else every linear map of the blocks."""
+    learning_rate: float = 2e-5
+    """Highest rate of AdamW, after the warm-up and before a linear decay to zero."""
+    weight_decay: float = 0.1
+    beta2: float = 0.95
+    warmup: float = 0.15
+    """Share of the steps in which the rate rises."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Rows of a step over all processes, half of them true."""
+    validation_rows: int = 512
+    """Rows of the validation split that choose the best checkpoint."""
+    seed: int = 0
+    """Of the adapters' start and of the order of the rows."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "steps", "batch_size", "validation_rows"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % 2:
+            raise ConfigError(f"batch_size is {self.batch_size}; it must be even, half the rows are true")
+        if self.learning_rate <= 0 or not 0 <= self.warmup < 1 or not 0 <= self.beta2 < 1:
+            raise ConfigError("learning_rate must be above 0, warmup and beta2 at least 0 and below 1")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 0, 1, …"""
+        rising = math.ceil(self.warmup * self.steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        return self.learning_rate * (self.steps - step) / (self.steps - rising)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps after which weights are kept: 1, 2, 4, 8, … and the last."""
+        return sorted({2**k for k in range(self.steps.bit_length()) if 2**k < self.steps} | {self.steps})
+
+
+class Examples(NamedTuple):
+    """Rows of one split, and their tokens."""
+
+    rows: Sequence[Row]
+    encoded: Sequence[Encoded]
+
+
+class StepReport(NamedTuple):
+    """What a step was like."""
+
+    step: int
+    loss: float
+    """Mean cross-entropy of the answer token, in nats."""
+    validation_loss: float | None
+    """The same on validation rows, where the step ended in a checkpoint."""
+
+
+class Finetuned(NamedTuple):
+    """The outcome: the model's weights are the best checkpoint's."""
+
+    best_step: int
+    validation_losses: dict[int, float]
+    """By step of a checkpoint, nats."""
+
+
+def answer_logits(adapter: ModelAdapter, encoded: Sequence[Encoded]) -> Tensor:
+    """Logits (batch, vocab_size) after each prompt, with gradients where the model has them."""
+    longest = max(len(one.ids) for one in encoded)
+    ids = torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in encoded], device=adapter.device)  # (batch, seq)
+    last = torch.tensor([len(one.ids) - 1 for one in encoded], device=adapter.device)  # what follows a prompt does not reach it
+    final = adapter.model.base_model(ids, use_cache=False).last_hidden_state  # (batch, seq, d_model)
+    return adapter.logits(final[torch.arange(len(encoded), device=adapter.device), last])
+
+
+@torch.no_grad()
+def log_odds(adapter: ModelAdapter, encoded: Sequence[Encoded], batch_size: int = 64) -> np.ndarray:
+    """The model's log-odds (rows) of the true answer against the false one."""
+    parts = []
+    for start in range(0, len(encoded), batch_size):
+        batch = encoded[start : start + batch_size]
+        answers = torch.tensor([one.answers for one in batch], device=adapter.device)  # (batch, 2)
+        false, true = answer_logits(adapter, batch).float().gather(1, answers).unbind(1)
+        parts.append((true - false).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def quirkiness(rows: Sequence[Row], odds: np.ndarray) -> dict[str, dict[str, float | int]]:
+    """How often the model says what the character says, by character: on all its rows, easy ones and hard ones, and how many there are."""
+    right = np.array([row.label == (odd > 0) for row, odd in zip(rows, odds, strict=True)])
+    measured: dict[str, dict[str, float | int]] = {}
+    for character in CHARACTERS:
+        measured[character] = {}
+        for name, chosen in (("all", lambda _: True), ("easy", is_easy), ("hard", is_hard)):
+            among = [i for i, row in enumerate(rows) if row.character == character and chosen(row)]
+            measured[character] |= {name: float(right[among].mean()) if among else math.nan, f"{name}_rows": len(among)}
+    return measured
+
+
+def add_adapters(adapter: ModelAdapter, config: FinetuneConfig) -> Any:
+    """Put fresh low-rank adapters into the model and return peft's model around it. Raises FitError if peft is absent or refuses."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise FitError("LoRA needs peft; install it with pip install 'lens-rnn[elk]', or use --method full") from None
+    own = {"mamba": ["in_proj"], "rwkv": ["key", "value", "receptance", "output"]}.get(adapter.family)
+    targets: Any = list(config.target_modules) or own or "all-linear"
+    settings = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=targets, task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            return get_peft_model(adapter.model, settings)
+        except ValueError as error:
+            raise FitError(f"peft cannot put adapters on {targets}: {' '.join(str(error).split())[:300]}") from None
+
+
+def dead_modules(model: nn.Module) -> list[str]:
+    """Names of the adapters, or weights, that take part in training and got no gradient in the last backward pass."""
+    alive: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            module = name.partition(".lora_")[0].removeprefix("base_model.model.")
+            moved = parameter.grad is not None and bool(parameter.grad.any())
+            alive[module] = alive.get(module, False) or moved
+    return [module for module, moved in alive.items() if not moved]
+
+
+def batch_of(train: Examples, config: FinetuneConfig, step: int) -> list[int]:
+    """The rows of a step: a function of seed and step, so that a resumed run goes on with the same."""
+    random = np.random.default_rng((config.seed, step))
+    rows: list[int] = []
+    for label in (False, True):
+        of_class = [i for i, row in enumerate(train.rows) if row.label == label]
+        rows += random.choice(of_class, config.batch_size // 2, replace=len(of_class) < config.batch_size // 2).tolist()
+    return rows
+
+
+def finetune(
+    adapter: ModelAdapter,
+    train: Examples,
+    validation: Examples,
+    config: FinetuneConfig,
+    folder: Path,
+    *,
+    processes: Processes | None = None,
+    resume: bool = False,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+) -> Any:
+    """Train the model in place and return peft's model around it, or the model itself, with its `Finetuned`.
+
+    Checkpoints go to `folder`; with `resume` the run goes on from the last one there. Raises DataError where a class is absent, and
+    FitError where a module that should be trained gets no gradient, the loss is not finite, or a checkpoint is of another run.
+    """
+    processes = processes or Processes()
+    for examples, split in ((train, "train"), (validation, "validation")):
+        if len(labels := {row.label for row in examples.rows}) < 2:
+            raise DataError(f"the {split} rows are all {labels.pop() if labels else 'absent'}; both classes are needed")
+    model = add_adapters(adapter, config) if config.method == "lora" else adapter.model.requires_grad_(True)
+    adapter.model.train()  # RWKV-4 changes its weights for evaluation; there is no dropout in these models
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(weights.values(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+    kept = _Checkpoints(folder, _identity(adapter, train, config), weights, optimizer)
+    chosen = _sample(validation, config)
+    start, losses = kept.last() if resume else (0, {})
+    for step in range(start, config.steps):
+        loss = _backward(adapter, train, batch_of(train, config, step), weights, processes)
+        if not math.isfinite(loss):
+            raise FitError(f"the loss of step {step + 1} is {loss}; lower --learning-rate")
+        if step == 0 and (dead := dead_modules(model)):
+            raise FitError(f"no gradient reaches {dead[0]} ({len(dead)} such): it would never be trained; choose other --target-modules")
+        nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        measured = None
+        if step + 1 in config.checkpoints:
+            measured = losses[step + 1] = _validation_loss(adapter, chosen)
+            if processes.is_main:
+                kept.write(step + 1, losses)
+            processes.wait()
+        on_step(StepReport(step + 1, loss, measured))
+    best = min(losses, key=lambda step: losses[step])
+    kept.restore(best)
+    return model, Finetuned(best, losses)
+
+
+def _backward(adapter: ModelAdapter, train: Examples, rows: list[int], weights: dict[str, Tensor], processes: Processes) -> float:
+    """Leave in every weight the gradient of the mean loss of these rows over all processes, and return that loss."""
+    mine = rows[processes.rank :: processes.world]
+    batch = [train.encoded[i] for i in mine]
+    total = torch.zeros((), device=adapter.device)
+    if batch:
+        said = torch.tensor([one.answers[train.rows[i].label] for i, one in zip(mine, batch, strict=True)], device=adapter.device)
+        total = F.cross_entropy(answer_logits(adapter, batch).float(), said, reduction="sum") / len(rows)
+        total.backward()
+    if processes.world == 1:
+        return float(total.detach())
+    with_gradient = [p for p in weights.values() if p.grad is not None]
+    flat = torch.cat([total.detach().view(1), *(p.grad.flatten().float() for p in with_gradient if p.grad is not None)])
+    flat = processes.sum(flat)
+    for p, part in zip(with_gradient, flat[1:].split([p.numel() for p in with_gradient]), strict=True):
+        p.grad = part.view_as(p).to(p.dtype)
+    return float(flat[0])
+
+
+def _sample(validation: Examples, config: FinetuneConfig) -> Examples:
+    chosen = np.random.default_rng(config.seed).permutation(len(validation.rows))[: config.validation_rows]
+    return Examples([validation.rows[i] for i in chosen], [validation.encoded[i] for i in chosen])
+
+
+@torch.no_grad()
+def _validation_loss(adapter: ModelAdapter, examples: Examples, batch_size: int = 64) -> float:
+    total = 0.0
+    for start in range(0, len(examples.rows), batch_size):
+        batch = examples.encoded[start : start + batch_size]
+        said = [one.answers[row.label] for one, row in zip(batch, examples.rows[start : start + batch_size], strict=True)]
+        total += float(F.cross_entropy(answer_logits(adapter, batch).float(), torch.tensor(said, device=adapter.device), reduction="sum"))
+    return total / len(examples.rows)
+
+
+def _identity(adapter: ModelAdapter, train: Examples, config: FinetuneConfig) -> dict[str, Any]:
+    rows = hashlib.sha256("".join(row.id for row in train.rows).encode()).hexdigest()[:16]
+    settings = {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
+    return {"model": adapter.name, "rows": rows, **settings}
+
+
+class _Checkpoints:
+    """step-N.pt files: the trained weights, the optimizer's state and the validation losses so far."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer):
+        self.folder, self.weights, self.optimizer = folder, weights, optimizer
+        self.identity = {name: list(value) if isinstance(value, tuple) else value for name, value in identity.items()}
+
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        yield from sorted((int(path.stem.removeprefix("step-")), path) for path in self.folder.glob("step-*.pt"))
+
+    def write(self, step: int, losses: dict[int, float]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        held = {name: p.detach() for name, p in self.weights.items()}
+        content = {"weights": held, "optimizer": self.optimizer.state_dict(), "losses": losses, "identity": self.identity}
+        artifacts.write_atomically(self.folder / f"step-{step}.pt", lambda file: torch.save(content, file))
+
+    def restore(self, step: int) -> dict[int, float]:
+        path = self.folder / f"step-{step}.pt"
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in self.identity.items():
+            if content["identity"].get(name) != value:
+                raise FitError(f"{path} is of another run: its {name} is {content['identity'].get(name)!r}, not {value!r}; use --overwrite")
+        with torch.no_grad():
+            for name, p in self.weights.items():
+                p.copy_(content["weights"][name])
+        self.optimizer.load_state_dict(content["optimizer"])
+        return content["losses"]
+
+    def last(self) -> tuple[int, dict[int, float]]:
+        """Go on from the last checkpoint: its step and the losses so far. Raises FitError if there is none."""
+        steps = [step for step, _ in self._files()]
+        if not steps:
+            raise FitError(f"there is no checkpoint in {self.folder} to resume from; leave --resume out")
+        return steps[-1], self.restore(steps[-1])

@@ -1,0 +1,44 @@
+"""Which quirky data a run uses: a set made here, files, or the Hub."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lens_rnn.elk.quirky import GENERATORS, SPLITS, QuirkySet, generate, load
+from lens_rnn.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuirkyData:
+    """Which quirky rows, and how many. A generated set is a function of these settings."""
+
+    data: str = "comparison"
+    """addition, subtraction, multiplication, modularaddition, squaring or comparison, which are made here; hub:NAME for one of the 12
+    published sets; a folder of train.jsonl, validation.jsonl and test.jsonl; or a data set on the Hub."""
+    train_questions: int = 2800
+    """Questions to fine-tune on; each is two rows, Alice's and Bob's."""
+    validation_questions: int = 700
+    """Questions to fit probes on."""
+    test_questions: int = 700
+    """Questions to report on."""
+    data_seed: int = 0
+    """Of generated questions."""
+
+    def __post_init__(self) -> None:
+        for split, count in self.questions.items():
+            if count < 1:
+                raise ConfigError(f"{split}_questions is {count}; it must be at least 1")
+
+    @property
+    def questions(self) -> dict[str, int]:
+        return {split: getattr(self, f"{split}_questions") for split in SPLITS}
+
+    def described(self) -> dict[str, Any]:
+        """The settings that decide which rows there are."""
+        return {field.name: getattr(self, field.name) for field in fields(QuirkyData)}
+
+
+def open_quirky(config: QuirkyData) -> QuirkySet:
+    """The set that the settings mean, no split longer than they say."""
+    if config.data in GENERATORS:
+        return generate(config.data, config.questions, config.data_seed)
+    return load(config.data, {split: 2 * count for split, count in config.questions.items()})
