@@ -188,7 +188,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(model_folders: dict[str, Pat
 BAD_INPUT = [
     (("--bogus", 1), ["--bogus"]),
     (("--optimizer", "lion"), ["lion", "adamw"]),
-    (("--model", "/nowhere/model"), ["/nowhere/model", "no such folder"]),
+    (("--model", "/nowhere/model"), ["/nowhere/model", "no such file or folder"]),
     (("--data", "nowhere.jsonl"), ["nowhere.jsonl", "no such data file"]),
     (("--init-lens", "/nowhere/lens"), ["/nowhere/lens", "no such lens folder"]),
     (("--init-lens", "OTHER"), ["number of translators is 8", "has 3"]),
