@@ -3,7 +3,7 @@
 PNG by matplotlib, HTML by plotly; a page holds all it needs and works offline (about 5 MB).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,11 @@ def attention_png(attention: HiddenAttention, names: Sequence[str], title: str) 
 
 def attention_html(attention: HiddenAttention, names: Sequence[str], title: str) -> go.Figure:
     """All layers and the rollout, one at a time, with a slider. names (tokens): the tokens, as text."""
-    panels = attention_panels(attention)
+    return panels_html(attention_panels(attention), names, title)
+
+
+def panels_html(panels: Mapping[str, np.ndarray], names: Sequence[str], title: str) -> go.Figure:
+    """Matrices of `attention_panels`, by title: the last one, and a slider where there are several. names (tokens): the tokens, as text."""
     labels = [f"{i}: {_safe(visible(names[i], 40))}" for i in _starts(len(names))]
     figure = go.Figure()
     for place, matrix in enumerate(panels.values()):
@@ -115,10 +119,11 @@ def attention_html(attention: HiddenAttention, names: Sequence[str], title: str)
         for place, name in enumerate(panels)
     ]
     side = min(900, max(560, 17 * len(labels)))
+    slider = {"active": len(panels) - 1, "steps": steps, "currentvalue": {"prefix": ""}, "y": -0.13, "pad": {"t": 40}}
     figure.update_layout(
-        sliders=[{"active": len(panels) - 1, "steps": steps, "currentvalue": {"prefix": ""}, "y": -0.13, "pad": {"t": 40}}],
+        sliders=[slider] if len(panels) > 1 else [],
         width=side + 240,
-        height=side + 270,
+        height=side + (270 if len(panels) > 1 else 170),
         margin={"l": 110, "r": 100, "t": 56, "b": 60},
         **_page_look(title),
     )
