@@ -57,7 +57,7 @@ class Config(ModelConfig, ExperimentConfig):
     lens: str | None = None
     """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is one."""
     output: Path | None = None
-    """Folder of the results. Default: results/MODEL/steering."""
+    """Folder of the results. Default: results/steering/MODEL."""
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
@@ -73,7 +73,7 @@ class Config(ModelConfig, ExperimentConfig):
 
     @property
     def folder(self) -> Path:
-        return self.output or Path("results") / self.model_name / "steering"
+        return self.output or Path("results") / "steering" / self.model_name
 
 
 def read_contrast(config: Config, adapter: ModelAdapter) -> Contrast:
