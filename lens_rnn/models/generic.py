@@ -19,7 +19,7 @@ class GenericAdapter(ModelAdapter):
     def __init__(self, model: PreTrainedModel, *args: Any):
         super().__init__(model, *args)
         self._blocks, self._final_norm, after = _watch(self.model)
-        self.states_after_blocks = after  # type: ignore[misc]
+        self.states_after_blocks = after  # type: ignore[misc] # of this model, where other adapters know it of the class
 
     @property
     def blocks(self) -> nn.ModuleList:
