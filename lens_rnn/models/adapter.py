@@ -156,7 +156,7 @@ class ModelAdapter(ABC):
         return self._advance(input_ids, state)
 
     def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
-        """`advance` of a family that names its states, for input that fits."""
+        """`advance` of a family that names its states, for input that fits. One that names none is never asked."""
         raise NotImplementedError
 
     def _run(self, input_ids: Tensor, **kwargs: Any) -> tuple[Forward, Any]:

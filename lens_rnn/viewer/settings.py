@@ -72,7 +72,7 @@ class Settings:
         for title, given in (("layer", self.at), ("token", self.token)):
             if given.strip() and _whole(given) is None:
                 raise ConfigError(f"the {title} whose logit is explained, {given!r:.40}, is no whole number; write one, or nothing")
-        self.chosen  # noqa: B018 # it checks
+        self.chosen  # noqa: B018 # reading it checks the cell
 
     @property
     def texts(self) -> tuple[str, ...]:

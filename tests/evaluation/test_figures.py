@@ -160,7 +160,7 @@ def test_each_figure_shows_its_results() -> None:
     }
     assert labels(drawn["families"]["families"]) == {"Tuned lens", "Logit lens", "Uniform: 3.63", "mamba 130m", "rwkv 169m"}
     assert labels(drawn["sizes"]["sizes-mamba"]) == {"Uniform: 3.63", "mamba 130m", "mamba 1.4b"}
-    panels = drawn["lenses"]["lenses-mamba"].panels  # type: ignore[attr-defined]
+    panels = drawn["lenses"]["lenses-mamba"].panels  # type: ignore[attr-defined] # a picture of lines, not a matrix
     assert [panel.title for panel in panels] == ["mamba 130m", "mamba 1.4b"]
     per_token = drawn["perplexity"]["perplexity"]
     assert isinstance(per_token, Picture)
