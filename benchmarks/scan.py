@@ -8,16 +8,16 @@ pass that differs; the rest is products that both make alike.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lens_rnn import cli
-from lens_rnn.models.mamba import use_fused_scan
+from lens_rnn.models.families.mamba import MambaAdapter
 from lens_rnn.models.recurrences import selective_scan
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 from transformers.models.mamba import modeling_mamba
@@ -43,16 +43,21 @@ class Config:
     """JSON file for the same figures."""
 
 
-def forward(model: PreTrainedModel, ids: Tensor) -> Tensor:
+Pass = Callable[[Tensor], Tensor]
+"""From token ids (batch, seq) to last hidden states (batch, seq, d_model)."""
+
+
+def forward(run: Pass, ids: Tensor) -> Tensor:
     """The last hidden states, without a graph."""
     with torch.no_grad():
-        return model.base_model(ids, use_cache=False).last_hidden_state
+        return run(ids)
 
 
-def train(model: PreTrainedModel, ids: Tensor) -> Tensor:
+def train(run: Pass, model: PreTrainedModel, ids: Tensor) -> Tensor:
     """All gradients of the language-modelling loss, one after another in one tensor."""
     model.zero_grad()
-    model(ids, labels=ids, use_cache=False).loss.backward()
+    logits = model.get_output_embeddings()(run(ids))[:, :-1]
+    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -80,14 +85,22 @@ def main(config: Config) -> None:
     cli.log_to_terminal(verbose=False)
     cli.set_threads(config.threads)
     torch.manual_seed(0)
-    plain = MambaForCausalLM(MambaConfig(hidden_size=config.d_model, num_hidden_layers=config.layers, vocab_size=1024)).train()
-    fused = deepcopy(plain)
-    use_fused_scan(fused)
+    model = MambaForCausalLM(MambaConfig(hidden_size=config.d_model, num_hidden_layers=config.layers, vocab_size=1024))
+    adapter = MambaAdapter(model)
+    model.train().requires_grad_(True)
+
+    def theirs(ids: Tensor) -> Tensor:
+        return model.base_model(ids, use_cache=False).last_hidden_state
+
+    def ours(ids: Tensor) -> Tensor:
+        return adapter.run(ids).final
 
     rows = []
-    for name, work, shape in (("forward", forward, config.forward), ("training step", train, config.training)):
-        ids = torch.randint(1024, shape)
-        rows.append(compare(name, shape, partial(work, plain, ids), partial(work, fused, ids), config.rounds))
+    ids = torch.randint(1024, config.forward)
+    rows.append(compare("forward", config.forward, partial(forward, theirs, ids), partial(forward, ours, ids), config.rounds))
+    ids = torch.randint(1024, config.training)
+    steps = [partial(train, run, model, ids) for run in (theirs, ours)]
+    rows.append(compare("training step", config.training, steps[0], steps[1], config.rounds))
     if alone := scans(config.d_model, config.forward):
         rows.append(compare("the recurrence alone", config.forward, *alone, config.rounds))
     notes = [

@@ -75,7 +75,7 @@ class _Generates(stock.Lens):
         ids, fed, state = input_ids, input_ids, None
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(max_new_tokens):
-            if adapter.state_names:
+            if adapter.has_state:
                 forward, state = adapter.advance(fed, state)
             else:
                 forward = adapter.forward(ids)

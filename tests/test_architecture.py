@@ -2,8 +2,8 @@
 
     errors → models → hub → artifacts → lens → evaluation → fitting, steering, elk, views → viewer → the scripts
 
-`data`, `processes`, `compiled`, and the drawing of result files (`evaluation.curves` and what stands on it) are leaves. A new module is
-listed in ROOMS.
+`data`, `processes`, `compiled`, `versions`, and the drawing of result files (`evaluation.curves` and what stands on it) are leaves. A new
+module is listed in ROOMS.
 """
 
 import ast
@@ -22,10 +22,11 @@ _WORK = _LENS | _TOOLS | {"evaluation", "evaluation.canvas", "evaluation.curves"
 ROOMS: dict[str, set[str]] = {
     "": set(),  # lens_rnn/__init__.py
     "errors": set(),
+    "versions": set(),
     "compiled": set(),
     "data": {"errors"},
     "processes": {"errors"},
-    "models": {"errors", "compiled"},
+    "models": {"errors", "compiled", "versions"},
     "hub": {"errors"},
     "artifacts": {"errors", "hub"},
     "cli": {"errors", "artifacts"},

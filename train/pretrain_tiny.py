@@ -16,10 +16,10 @@ from typing import Any, Literal, Self
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, StdlibSource, TokenBlocks, load_blocks
 from lens_rnn.models import load_model
-from lens_rnn.models.mamba import use_fused_scan
-from lens_rnn.models.rwkv4 import use_fused_wkv
+from lens_rnn.models.adapter import adapter_class
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import (
@@ -92,14 +92,12 @@ def make_model(config: Config) -> PreTrainedModel:
     model: PreTrainedModel
     if config.family == "mamba":
         model = MambaForCausalLM(MambaConfig(**shape, **ends, pad_token_id=0))
-        use_fused_scan(model)
     elif config.family == "gpt-neox":
         width = {"intermediate_size": 4 * config.d_model, "num_attention_heads": config.d_model // 48}
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**shape, **ends, **width, max_position_embeddings=1024))
     else:
         width = {"attention_hidden_size": config.d_model, "intermediate_size": 3 * config.d_model}
         model = RwkvForCausalLM(RwkvConfig(**shape, **ends, **width, context_length=1024))
-        use_fused_wkv(model)
     return model.train()
 
 
@@ -118,6 +116,9 @@ def make_optimizer(model: PreTrainedModel, config: Config) -> tuple[torch.optim.
 
 
 def train(model: PreTrainedModel, blocks: TokenBlocks, config: Config) -> None:
+    adapter = adapter_class(model.config.model_type)(model)  # whose passes are fused; not checked, for the model is in training
+    adapter.set_training(True)
+    model.requires_grad_(True)
     optimizer, schedule = make_optimizer(model, config)
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.empty(0, dtype=torch.long)
@@ -128,7 +129,8 @@ def train(model: PreTrainedModel, blocks: TokenBlocks, config: Config) -> None:
         now, rows = rows[: config.batch_size], rows[config.batch_size :]
         ids = blocks.batch(now.numpy())
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = model(ids, labels=ids, use_cache=False).loss
+            logits = adapter.logits(adapter.run(ids).final)[:, :-1]
+        loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

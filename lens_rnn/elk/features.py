@@ -23,7 +23,6 @@ from lens_rnn.elk.templates import Encoded, Template, encode
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
-from lens_rnn.models.state import RecurrentState
 
 import numpy as np
 import torch
@@ -152,7 +151,7 @@ def _read_prompts(
     summary = _StateReader(config.projection, config.seed)
     for places in of_one_length([one.ids for one in encoded], config.micro_batch_size):
         ids = torch.tensor([encoded[i].ids for i in places], device=adapter.device)  # (batch, seq)
-        forward, state = adapter.advance(ids) if adapter.state_names else (adapter.forward(ids), None)
+        forward, state = adapter.advance(ids) if adapter.has_state else (adapter.forward(ids), None)
         raw, translated = _last(adapter, forward.hidden_states, lens)
         store.put("raw", places, raw, depths)
         if isinstance(lens, TunedLens):
@@ -162,10 +161,11 @@ def _read_prompts(
         store.put("lens_log_odds", places, read, depths)
         store.put("model_log_odds", places, _odds(adapter.logits(forward.final[:, -1]), answers)[None], [1.0])
         if state is not None:
-            blocks = [i for i in range(len(adapter.blocks)) if any(state[name][i] is not None for name in adapter.state_names)]
+            blocks = [i for i, block in enumerate(state.blocks) if any(name in block for name in adapter.state_names)]
+            tensors = {i: [state.blocks[i][name] for name in adapter.state_names if name in state.blocks[i]] for i in blocks}
             after = [(i + 1) / len(adapter.blocks) for i in blocks]
-            store.put("state", places, torch.stack([summary.projected(state, i) for i in blocks]), after)
-            store.put("state_heads", places, torch.stack([summary.heads(state, i) for i in blocks]), after)
+            store.put("state", places, torch.stack([summary.projected(tensors[i]) for i in blocks]), after)
+            store.put("state_heads", places, torch.stack([summary.heads(tensors[i]) for i in blocks]), after)
         on_batch(len(places))
 
 
@@ -203,10 +203,10 @@ class _StateReader:
         self.width, self.seed = width, seed
         self.matrices: dict[int, Tensor] = {}
 
-    def projected(self, state: RecurrentState, block: int) -> Tensor:
-        """(batch, width): all tensors of the block, each divided by its root mean square so that none drowns the others, times one Gaussian
-        matrix for all blocks (Johnson & Lindenstrauss 1984), which keeps lengths and angles on average."""
-        parts = [t.flatten(1).float() for name in state.tensors if (t := state[name][block]) is not None]
+    def projected(self, tensors: Sequence[Tensor]) -> Tensor:
+        """(batch, width): all recurrent tensors of a block, each divided by its root mean square so that none drowns the others,
+        times one Gaussian matrix for all blocks (Johnson & Lindenstrauss 1984), which keeps lengths and angles on average."""
+        parts = [t.flatten(1).float() for t in tensors]
         whole = torch.cat([part / part.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12) for part in parts], 1)
         if whole.shape[1] <= self.width:
             return whole
@@ -218,12 +218,11 @@ class _StateReader:
             self.matrices[size] = torch.randn(size, self.width, generator=generator) / math.sqrt(self.width)
         return self.matrices[size]
 
-    def heads(self, state: RecurrentState, block: int) -> Tensor:
+    def heads(self, tensors: Sequence[Tensor]) -> Tensor:
         """(batch, summaries): of each tensor its heads, which are its second dimension (for Mamba-1 a channel), by mean and root mean
         square; where a head is one number, the number."""
         parts = []
-        for name in state.tensors:
-            if (tensor := state[name][block]) is not None:
-                inner = tensor.float().flatten(2) if tensor.ndim > 2 else tensor.float()[..., None]
-                parts += [inner.mean(2)] + ([inner.square().mean(2).sqrt()] if inner.shape[2] > 1 else [])
+        for tensor in tensors:
+            inner = tensor.float().flatten(2) if tensor.ndim > 2 else tensor.float()[..., None]
+            parts += [inner.mean(2)] + ([inner.square().mean(2).sqrt()] if inner.shape[2] > 1 else [])
         return torch.cat(parts, 1)

@@ -98,7 +98,7 @@ def answer_logits(adapter: ModelAdapter, encoded: Sequence[Encoded]) -> Tensor:
     longest = max(len(one.ids) for one in encoded)
     ids = torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in encoded], device=adapter.device)  # (batch, seq)
     last = torch.tensor([len(one.ids) - 1 for one in encoded], device=adapter.device)  # what follows a prompt does not reach it
-    final = adapter.model.base_model(ids, use_cache=False).last_hidden_state  # (batch, seq, d_model)
+    final = adapter.run(ids).final  # (batch, seq, d_model)
     return adapter.logits(final[torch.arange(len(encoded), device=adapter.device), last])
 
 
@@ -184,8 +184,8 @@ def finetune(
     for examples, split in ((train, "train"), (validation, "validation")):
         if len(labels := {row.label for row in examples.rows}) < 2:
             raise DataError(f"the {split} rows are all {labels.pop() if labels else 'absent'}; both classes are needed")
+    adapter.set_training(True)  # to stay: what is trained is saved as it was trained
     model = add_adapters(adapter, config) if config.method == "lora" else adapter.model.requires_grad_(True)
-    adapter.model.train()  # RWKV-4 changes its weights for evaluation; there is no dropout in these models
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(weights.values(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
     kept = _Checkpoints(folder, _identity(adapter, train, config), weights, optimizer)

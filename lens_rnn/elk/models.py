@@ -9,7 +9,6 @@ from lens_rnn.errors import ArtifactError, ModelError
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, load_model
 
-import torch
 from safetensors.torch import save
 from tuned_lens.nn.lenses import Lens
 
@@ -64,14 +63,13 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
         from peft import PeftModel
     except ImportError:
         raise ModelError(f"{folder} holds adapters, which need peft; install it with pip install 'lens-rnn[elk]'") from None
-    adapter.model.train()
-    with torch.no_grad():  # adapters fit the weights as stored, which RWKV-4 changes for evaluation and changes back in this pass
-        adapter.model.base_model(torch.zeros(1, 1, dtype=torch.long, device=adapter.device), use_cache=False)
     try:
+        adapter.set_training(True)  # low-rank adapters are added to the weights that they were trained with
         PeftModel.from_pretrained(adapter.model, folder).merge_and_unload()
+        adapter.set_training(False)
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise ModelError(f"the adapters in {folder} do not fit {base}: {' '.join(str(error).split())[:300]}") from error
-    adapter.model.eval().requires_grad_(False)
+    adapter.model.requires_grad_(False)
     adapter.model.config.name_or_path = str(name)
     return QuirkyModel(adapter, base, about)
 

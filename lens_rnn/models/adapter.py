@@ -1,7 +1,7 @@
 """What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,9 +10,11 @@ from lens_rnn.models.state import RecurrentState
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PROBE_SHAPE = (2, 9)  # sequences × tokens of the input that an adapter checks itself on
+# What a model may have beyond that which a lens needs.
+FUSED, STATE, ATTENTION = "fused path", "recurrent state", "hidden attention"
 
 
 class Forward(NamedTuple):
@@ -29,18 +31,21 @@ class Forward(NamedTuple):
 class ModelAdapter(ABC):
     """A causal language model seen as a stack of blocks on a residual stream, followed by a final norm and a head. Not thread-safe.
 
-    Subclasses name the parts; everything else is derived. `load_model` builds one and runs `check`.
+    Subclasses name the parts; everything else is derived. `load_model` builds one, which `lens_rnn.models.check` then checks.
     """
 
     states_after_blocks: ClassVar[bool]
     """Whether hidden_states[i] is the output of block i (the recurrent families) or its input (transformers)."""
     state_names: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors of the recurrent state, one a block each; empty where it cannot be reached or there is none."""
+    """Names of the tensors of the recurrent state in `RecurrentState.blocks`; empty where it cannot be reached or there is none."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None):
         self.model = model.eval().requires_grad_(False)
         self.revision = revision
-        self._changed: dict[int, Tensor] = {}
+        self.off: dict[str, str] = {}
+        """Capabilities that this model has to do without, and why: found by `lens_rnn.models.check`."""
+        self.sharded = False
+        self._edits: list[tuple[int, Callable[[Tensor], Tensor]]] = []
         self._tokenizer = tokenizer
         self._tokenizer_trouble = "has no tokenizer beside it"
 
@@ -130,28 +135,56 @@ class ModelAdapter(ABC):
         """Fraction of the blocks that have been applied where hidden state `layer` is read: the x axis of every plot."""
         return (layer + self.states_after_blocks) / self.n_layers
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the recurrent state can be read, copied and changed (`advance`)."""
+        return bool(self.state_names) and STATE not in self.off
+
+    @property
+    def no_state(self) -> str:
+        """What to tell who asks for a recurrent state that cannot be reached."""
+        why = self.off.get(STATE) or "lens_rnn.models.supported() says where it can"
+        return f"the recurrent state of model type {self.model_type!r} cannot be reached: {why}"
+
     @torch.no_grad()
     def forward(self, input_ids: Tensor) -> Forward:
         """Run the model without its head over input_ids (batch, seq)."""
-        return self._run(input_ids, use_cache=False)[0]
+        return self.run(input_ids)
+
+    def run(self, input_ids: Tensor) -> Forward:
+        """`forward`, with gradients where the model's parameters ask for them."""
+        changed: dict[int, Tensor] = {}
+        seen: list[Tensor] = []
+        hooks = [self._edit_hook(layer, changed) for layer in dict(self._edits)]
+        hooks.append(self.final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
+        try:
+            output = self.model.base_model(input_ids, output_hidden_states=True, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(seen) != 1:
+            raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
+        states = tuple(changed.get(i, h) for i, h in enumerate(output.hidden_states[: self.n_layers]))
+        return Forward(states, seen[0], output.last_hidden_state)
 
     @torch.no_grad()
     def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
         """Read input_ids (batch, seq) from a state on, by default from before the first token; the given state is left as it is.
 
-        Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where the family has no recurrent
-        state to reach (`state_names` is empty), for no token, or for a state of another family or batch.
+        Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where there is no recurrent state to
+        reach (`has_state`), for no token, or for a state of another family or batch.
         """
-        if not self.state_names:
-            raise ModelError(
-                f"the recurrent state of model type {self.model_type!r} cannot be reached; lens_rnn.models.supported() says where it can"
-            )
+        if not self.has_state:
+            raise ModelError(self.no_state)
         if not input_ids.shape[1]:
             raise ModelError("there is no token to read; give at least one a sequence")
-        if state is not None and (state.tensors.keys() != set(self.state_names) or state.batch != len(input_ids)):
+        if state is not None and not (
+            state.names >= set(self.state_names) and state.batch == len(input_ids) and len(state.blocks) == len(self.blocks)
+        ):
             raise ModelError(
-                f"a state of {state.batch} sequences with {', '.join(state.tensors)} cannot be continued with {len(input_ids)} sequences "
-                f"by model type {self.model_type!r}, whose state has {', '.join(self.state_names)}"
+                f"a state of {state.batch} sequences and {len(state.blocks)} blocks with {', '.join(sorted(state.names))} cannot be "
+                f"continued with {len(input_ids)} sequences by model type {self.model_type!r}, whose state has {len(self.blocks)} blocks "
+                f"with {', '.join(self.state_names)}"
             )
         return self._advance(input_ids, state)
 
@@ -159,26 +192,14 @@ class ModelAdapter(ABC):
         """`advance` of a family that names its states, for input that fits. One that names none is never asked."""
         raise NotImplementedError
 
-    def _run(self, input_ids: Tensor, **kwargs: Any) -> tuple[Forward, Any]:
-        """One pass of the base model, and its own output."""
-        seen: list[Tensor] = []
-        hook = self.final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            output = self.model.base_model(input_ids, output_hidden_states=True, **kwargs)
-        finally:
-            hook.remove()
-        if len(seen) != 1:
-            raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
-        return Forward(self._as_changed(output.hidden_states[: self.n_layers]), seen[0], output.last_hidden_state), output
+    def switch_off(self, capability: str, reason: str) -> None:
+        """Do without a capability, for a reason in one line that whoever asks for it will be told."""
+        self.off[capability] = reason
 
-    def _token_by_token(self, input_ids: Tensor, state: RecurrentState) -> tuple[Forward, RecurrentState]:
-        """`advance` for models that can continue from a state by a single token only."""
-        steps = []
-        for token in input_ids.split(1, dim=1):
-            step, state = self._advance(token, state)
-            steps.append(step)
-        hidden = tuple(torch.cat(layer, 1) for layer in zip(*(step.hidden_states for step in steps), strict=True))
-        return Forward(hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1)), state
+    def set_training(self, training: bool) -> None:
+        """Put the model into training mode, in which its weights are those of the checkpoint, to train, save or add to them; or back into
+        evaluation mode, for which a family may change them."""
+        self.model.train(training)
 
     def logits(self, final: Tensor) -> Tensor:
         """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and cap."""
@@ -193,79 +214,33 @@ class ModelAdapter(ABC):
         """Inside it the model goes on from change(h) in place of its hidden state h (batch, seq, d_model) at `layer`; `Forward` shows it.
 
         The state is changed where the next block, or the final norm, reads it: it is what `Forward.hidden_states` holds, also where RWKV-4
-        has halved it. The model is left as it was, also after an error.
+        has halved it. `run`, `forward` and `advance` heed it; nothing of it stays, also after an error.
         """
 
         if not 0 <= layer < self.n_layers:
             raise ModelError(f"there is no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
+        self._edits.append((layer, change))
+        try:
+            yield
+        finally:
+            self._edits.pop()
+
+    def _edit(self, layer: int, h: Tensor) -> Tensor:
+        """The hidden state that the model goes on from in place of h."""
+        for edited, change in self._edits:
+            if edited == layer:
+                h = change(h).to(h.dtype)
+        return h
+
+    def _edit_hook(self, layer: int, changed: dict[int, Tensor]) -> RemovableHandle:
+        """Edit a layer in transformers' own pass, where the next block reads it, and note what it has become."""
 
         def go_on(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-            h = args[0] if args else kwargs["hidden_states"]
-            changed = self._changed[layer] = change(h).to(h.dtype)
-            return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
+            changed[layer] = h = self._edit(layer, args[0] if args else kwargs["hidden_states"])
+            return ((h, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h})
 
         reader = [*self.blocks, self.final_norm][layer + self.states_after_blocks]
-        hook = reader.register_forward_pre_hook(go_on, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._changed.pop(layer, None)
-
-    def _as_changed(self, hidden_states: Iterable[Tensor]) -> tuple[Tensor, ...]:
-        """The hidden states of a pass, those of edited layers as the model went on from them."""
-        return tuple(self._changed.get(i, h) for i, h in enumerate(hidden_states))
-
-    @contextmanager
-    def as_loaded(self) -> Iterator[None]:
-        """Inside it the model runs none of this package's fused recurrences."""
-        own = [
-            (module, module.__dict__.pop("forward")) for block in self.blocks for module in block.modules() if "forward" in module.__dict__
-        ]
-        try:
-            yield
-        finally:
-            for module, forward in own:
-                module.forward = forward
-
-    @torch.no_grad()
-    def check(self) -> None:
-        """Compare what this adapter declares with what the model does on a probe input.
-
-        Raises ModelError, naming the model type and what disagreed.
-        """
-
-        def refuse(what: str) -> None:
-            raise ModelError(f"model type {self.model_type!r} ({self.name}): {what}; its adapter does not fit this model")
-
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(self.vocab_size, _PROBE_SHAPE, generator=generator).to(self.device)
-        with self.as_loaded():
-            expected = self.model(ids, output_hidden_states=True, use_cache=False)
-        got = self.forward(ids)
-        shape = (*_PROBE_SHAPE, self.d_model)
-        if len(expected.hidden_states) != self.n_layers + 1:
-            refuse(f"{len(expected.hidden_states)} hidden states where {self.n_layers + 1} are declared")
-        if not bool(expected.logits.isfinite().all()):
-            refuse(f"its logits are not finite in {str(self.dtype).removeprefix('torch.')}, so it is damaged or needs another dtype")
-        for i, (ours, theirs) in enumerate(zip(got.hidden_states, expected.hidden_states[:-1], strict=True)):
-            if ours.shape != shape:
-                refuse(f"hidden state {i} has shape {tuple(ours.shape)} where {shape} is declared")
-            if not _agree(ours, theirs):
-                refuse(f"hidden state {i} differs from the one transformers returns")
-        if not _agree(self.unembed(got.norm_input), expected.logits):
-            refuse("unembedding(final hidden state) does not reproduce the logits")
-        if not _agree(self.logits(got.final), expected.logits):
-            refuse("head(normed final hidden state) does not reproduce the logits")
-        if self.trivial_layers and not torch.equal(got.hidden_states[-1], got.norm_input):
-            refuse("the last hidden state is not the final norm's input")
-        if self.state_names:
-            _, state = self.advance(ids[:, :4])
-            middle, state = self.advance(ids[:, 4:-1], state)
-            last, _ = self.advance(ids[:, -1:], state)
-            parts = torch.cat([middle.norm_input, last.norm_input], 1).to(self.dtype)  # some keep a float32 stream in a bfloat16 model
-            if not _agree(parts, got.norm_input[:, 4:], self.n_layers):
-                refuse("continuing from a recurrent state does not give what the whole input gives")
+        return reader.register_forward_pre_hook(go_on, with_kwargs=True, prepend=True)  # who watches sees what is read
 
     @torch.no_grad()
     def shard(self, device: torch.device, processes: int) -> None:
@@ -278,6 +253,7 @@ class ModelAdapter(ABC):
         mesh = init_device_mesh(device.type, (processes,))
         for block in self.blocks:  # each its own root, which would stay gathered if it were not told otherwise
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        self.sharded = True
         in_blocks = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if id(tensor) not in in_blocks:
@@ -287,17 +263,6 @@ class ModelAdapter(ABC):
 def capped(logits: Tensor, cap: float | None) -> Tensor:
     """cap · tanh(logits ÷ cap), or the logits themselves where there is no cap."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _agree(a: Tensor, b: Tensor, blocks: int = 1) -> bool:
-    """Whether two tensors are the same up to rounding: 1e-4 of their norm in float32, 3 % in bfloat16. NaN never agrees.
-
-    blocks: through how many blocks roundings that differ have grown; where the order of the sums differs, each adds some. Never beyond
-    30 %, where what is wrong is wrong by about 1.
-    """
-    eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    a, b = a.float(), b.float()
-    return bool((a - b).norm() <= max(min(4 * eps * blocks, 0.3), 1e-4) * b.norm())
 
 
 _REGISTRY: dict[str, type[ModelAdapter]] = {}

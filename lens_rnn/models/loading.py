@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from lens_rnn.errors import ModelError
 from lens_rnn.models.adapter import ModelAdapter, adapter_class, known_architectures
+from lens_rnn.models.check import check
 from lens_rnn.models.generic import GenericAdapter
 from lens_rnn.models.native import is_native_config, read_rwkv4, read_state_spaces
 from lens_rnn.models.rwkv_files import SUFFIXES, read_rwkv, version_of
@@ -47,7 +48,7 @@ def wrap_model(
     model_type = model.config.model_type
     cls = GenericAdapter if trust_remote_code and model_type not in known_architectures() else adapter_class(model_type)
     adapter = cls(model, tokenizer, revision)
-    adapter.check()
+    check(adapter)
     return adapter
 
 

@@ -235,11 +235,13 @@ def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _WKV4.apply(*(t.float() for t in (w, u, k, v)))
 
 
-def wkv4_from_state(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+def wkv4_from_state(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`wkv4` from a state on, without gradients. state: numerator and denominator relative to exp(max), and max, each (batch, channels),
-    left as they are. Returns the output and the state after the last token, float32."""
+    left as they are; None for the empty one. Returns the output and the state after the last token, float32."""
     w, u, k, v = (t.detach().float().contiguous() for t in (w, u, k, v))
-    num, den, top = (t.detach().to(torch.float32, copy=True).contiguous() for t in state)
+    nothing = torch.zeros_like(k[:, 0])
+    start = (nothing, nothing, torch.full_like(nothing, -1e38)) if state is None else state
+    num, den, top = (t.detach().to(torch.float32, copy=True).contiguous() for t in start)
     y = torch.empty_like(k)
     _wkv_forward(*(t.numpy() for t in (w, u, k, v, num, den, top, y)))
     return y, (num, den, top)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from lens_rnn.errors import ModelError
-from lens_rnn.models.rwkv import RWKVForCausalLM
-from lens_rnn.models.rwkv_blocks import RWKVConfig
+from lens_rnn.models.families.rwkv import RWKVForCausalLM
+from lens_rnn.models.families.rwkv_blocks import RWKVConfig
 from lens_rnn.models.weights import Weights, fill
 
 import torch

@@ -51,11 +51,11 @@ def steer_state(state: RecurrentState, vectors: SteeringVectors, multiplier: flo
     edited = state.clone()
     for layer in [layers] if isinstance(layers, int) else layers:
         for name, vector in vectors.state(layer).items():
-            blocks = edited.tensors.get(name, [])
-            tensor = blocks[layer] if layer < len(blocks) else None
+            block = edited.blocks[layer] if layer < len(edited.blocks) else {}
+            tensor = block.get(name)
             if tensor is None or tensor.shape[1:] != vector.shape:
                 raise ConfigError(f"the vector {name}.{layer} has the shape {tuple(vector.shape)}, which no such state of the model has")
-            blocks[layer] = (tensor + _times(vector.to(tensor.device), multiplier)).to(tensor.dtype)
+            block[name] = (tensor + _times(vector.to(tensor.device), multiplier)).to(tensor.dtype)
     return edited
 
 

@@ -109,18 +109,15 @@ class Prefix(NamedTuple):
     def of(cls, adapter: ModelAdapter, ids: Sequence[int], copies: int) -> "Prefix":
         """Read all but the last token, once."""
         tokens = torch.tensor([ids], device=adapter.device)  # (1, tokens)
-        if not adapter.state_names:
+        if not adapter.has_state:
             return cls(tokens.expand(copies, -1), None)
-        state = adapter.advance(tokens[:, :-1])[1]
-        # the attention part of a hybrid model's state cannot be repeated
-        state = state.repeat(copies) if state.rest is None else adapter.advance(tokens[:, :-1].expand(copies, -1))[1]
-        return cls(tokens[:, -1:].expand(copies, -1), state)
+        return cls(tokens[:, -1:].expand(copies, -1), adapter.advance(tokens[:, :-1])[1].repeat(copies))
 
     def finish(self, adapter: ModelAdapter, edit: Edit, multipliers: Tensor) -> Forward:
         """Read the rest, steered by each copy's multiplier. The state is left as it is."""
         vectors, target, layer = edit
         if target != "residual" and self.state is None:
-            raise ConfigError(f"the recurrent state of model type {adapter.model_type!r} cannot be reached; steer the residual stream")
+            raise ConfigError(f"{adapter.no_state}; steer the residual stream")
         state = self.state
         if state is not None and target != "residual":
             state = steer_state(state, vectors, multipliers, layer)

@@ -155,8 +155,8 @@ def _check(adapter: ModelAdapter, pairs: Sequence[Pair], method: str, states: bo
         raise ConfigError(f"method {method!r} is unknown; choose from {', '.join(get_args(Method))}")
     if not 0 <= shrinkage <= 1:
         raise ConfigError(f"shrinkage is {shrinkage}; it must be between 0 and 1")
-    if states and not adapter.state_names:
-        raise ConfigError(f"the recurrent state of model type {adapter.model_type!r} cannot be reached; steer the residual stream alone")
+    if states and not adapter.has_state:
+        raise ConfigError(f"{adapter.no_state}; steer the residual stream alone")
     if states and method == "logistic":
         raise ConfigError("logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda")
     if not pairs:
@@ -202,7 +202,7 @@ def last_states(adapter: ModelAdapter, texts: Sequence[Sequence[int]], states: b
         order += rows
         forward, state = adapter.advance(torch.tensor([texts[i] for i in rows], device=adapter.device))
         read = {f"{RESIDUAL}.{i}": h[:, -1] for i, h in enumerate(forward.hidden_states)}
-        read |= {f"{name}.{i}": t for name in adapter.state_names for i, t in enumerate(state[name]) if t is not None}
+        read |= {f"{name}.{i}": b[name] for name in adapter.state_names for i, b in enumerate(state.blocks) if name in b}
         for key, tensor in read.items():
             parts.setdefault(key, []).append(_plain(tensor))
     back = torch.tensor(order).argsort()

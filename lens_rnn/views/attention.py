@@ -1,17 +1,17 @@
 """Hidden attention: how much of each earlier token's input a recurrent block has in its output at each token.
 
 A recurrence that is linear in its inputs is a causal matrix in disguise, one for each channel or head (Ali, Zimerman & Wolf 2024,
-arXiv 2403.01590). views/weights.py has the matrix of each family; here are the pass over a text, means over channels, and rollout.
+arXiv 2403.01590). Each family's `recurrence` has its matrix; here are the pass over a text, means over channels, and rollout.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lens_rnn.errors import ConfigError, ModelError
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
+from lens_rnn.models.adapter import ATTENTION, adapter_class
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
-from lens_rnn.views.weights import VIEWS, View, Weights, watching
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ class HiddenAttention:
 
 def attention_models() -> list[str]:
     """Model types that have this view."""
-    return sorted(VIEWS)
+    kinds = {name: adapter_class(name) for name in known_architectures()}
+    return [name for name, kind in kinds.items() if issubclass(kind, RecurrentAdapter) and kind.attention_unit]
 
 
 def hidden_attention(
@@ -58,12 +59,12 @@ def hidden_attention(
     Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there, DataError for a text
     that cannot be read or whose matrices do not fit into memory, with the estimate.
     """
-    view, ids = _view_of(adapter), one_text(adapter, input_ids)
+    adapter, ids = _with_attention(adapter), one_text(adapter, input_ids)
     chosen = range(adapter.n_layers) if layers is None else layers
     matrices = []
     with_block = _block(ids.shape[1]) * _COPIES + len(chosen)
     refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers")
-    for weights, wanted in _each_layer(adapter, view, ids, chosen, units):
+    for weights, wanted in _each_layer(adapter, ids, chosen, units):
         total = torch.zeros(ids.shape[1], ids.shape[1], device=ids.device)  # (tokens, tokens)
         for part in wanted.split(_block(ids.shape[1])):
             block = weights(part)
@@ -73,7 +74,7 @@ def hidden_attention(
         layers=tuple(chosen),
         n_layers=adapter.n_layers,
         matrices=torch.stack(matrices),
-        unit=view.unit,
+        unit=adapter.attention_unit or "channel",
         units=None if units is None else tuple(units),
         signed=signed,
     )
@@ -84,12 +85,14 @@ def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], lay
 
     Applied to the inputs of the recurrence it gives its output. Errors as for `hidden_attention`.
     """
-    view, ids = _view_of(adapter), one_text(adapter, input_ids)
+    adapter, ids = _with_attention(adapter), one_text(adapter, input_ids)
     _check_layers(adapter, [layer])
-    count = view.count(adapter.blocks[layer]) if units is None else len(units)
+    count = adapter.attention_units(layer) if units is None else len(units)
     with_block = _block(ids.shape[1]) * _COPIES + count
-    refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], f"shorten it or choose fewer {view.unit}s")
-    ((weights, wanted),) = _each_layer(adapter, view, ids, [layer], units)
+    refuse_what_does_not_fit(
+        adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], f"shorten it or choose fewer {adapter.attention_unit}s"
+    )
+    ((weights, wanted),) = _each_layer(adapter, ids, [layer], units)
     out = torch.empty(len(wanted), ids.shape[1], ids.shape[1], device=ids.device)
     for place, part in zip(out.split(_block(ids.shape[1])), wanted.split(_block(ids.shape[1])), strict=True):
         place.copy_(weights(part))
@@ -122,13 +125,15 @@ def shares(matrix: Tensor) -> Tensor:
 # --- the pass --------------------------------------------------------------------------------------------------------------------
 
 
-def _view_of(adapter: ModelAdapter) -> View:
-    if adapter.model_type not in VIEWS:
+def _with_attention(adapter: ModelAdapter) -> RecurrentAdapter:
+    if not (isinstance(adapter, RecurrentAdapter) and adapter.attention_unit):
         raise ModelError(
             f"model type {adapter.model_type!r} has no hidden attention, as its blocks are no linear recurrence that is known here; "
             f"these have: {', '.join(attention_models())}"
         )
-    return VIEWS[adapter.model_type]
+    if reason := adapter.off.get(ATTENTION):
+        raise ModelError(f"{adapter.name} goes without its hidden attention: {reason}")
+    return adapter
 
 
 def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
@@ -143,17 +148,16 @@ def _block(tokens: int) -> int:
 
 @torch.no_grad()
 def _each_layer(
-    adapter: ModelAdapter, view: View, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None
-) -> Iterator[tuple[Weights, Tensor]]:
+    adapter: RecurrentAdapter, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None
+) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
     """Of each layer its weights and the units that are wanted, after one pass of the model over ids (1, tokens)."""
     _check_layers(adapter, layers)
-    blocks = {layer: adapter.blocks[layer] for layer in layers}
-    for layer, block in blocks.items():
-        if units is not None and not (units and all(0 <= unit < view.count(block) for unit in units)):
-            said = ", ".join(map(str, units)) or "(none)"
-            raise ConfigError(f"{view.unit}s {said} of layer {layer}: choose from 0 to {view.count(block) - 1}")
-    with watching({(layer, name): module for layer, block in blocks.items() for name, module in view.watched(block).items()}) as seen:
-        adapter.forward(ids)
     for layer in layers:
-        wanted = torch.arange(view.count(blocks[layer])) if units is None else torch.tensor(units)
-        yield view.weights(blocks[layer], {name: seen[layer, name] for name in view.watched(blocks[layer])}), wanted.to(ids.device)
+        count = adapter.attention_units(layer)
+        if units is not None and not (units and all(0 <= unit < count for unit in units)):
+            said = ", ".join(map(str, units)) or "(none)"
+            raise ConfigError(f"{adapter.attention_unit}s {said} of layer {layer}: choose from 0 to {count - 1}")
+    inputs = adapter.block_inputs(ids)
+    for layer in layers:
+        wanted = torch.arange(adapter.attention_units(layer)) if units is None else torch.tensor(units)
+        yield adapter.recurrence(layer, inputs[layer]).weights, wanted.to(ids.device)

@@ -11,25 +11,23 @@ leave every value as it is and change its gradient, so that each part of the mod
 The sum over tokens is then the explained quantity, less what the biases (of convolution, projections, lens) have put into it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 from lens_rnn.errors import ConfigError, ModelError
-from lens_rnn.models import ModelAdapter
-from lens_rnn.models.recurrences import selective_scan
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, capped, known_architectures
+from lens_rnn.models.adapter import FUSED, adapter_class
+from lens_rnn.models.families.recurrent import PLAIN, Passage, Rules
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
 Method = Literal["lrp", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
-_MODELS = ("falcon_mamba", "mamba")
 _KEPT = 12  # tensors (tokens, channels) that a block keeps for its gradient, about
 
 
@@ -71,7 +69,8 @@ class Relevance:
 
 def relevance_models() -> list[str]:
     """Model types that have this view."""
-    return list(_MODELS)
+    kinds = {name: adapter_class(name) for name in known_architectures()}
+    return [name for name, kind in kinds.items() if issubclass(kind, RecurrentAdapter) and kind.takes_rules]
 
 
 def relevance(
@@ -89,23 +88,27 @@ def relevance(
     Raises ModelError for a model without this view; ConfigError for a token, position, layer or method that is not there, or a layer
     without a lens; DataError for a text that cannot be read or does not fit into memory, with the estimate.
     """
-    if adapter.model_type not in _MODELS:
-        raise ModelError(f"model type {adapter.model_type!r} has no relevance; these have: {', '.join(_MODELS)}")
+    if not (isinstance(adapter, RecurrentAdapter) and adapter.takes_rules):
+        raise ModelError(f"model type {adapter.model_type!r} has no relevance; these have: {', '.join(relevance_models())}")
+    if reason := adapter.off.get(FUSED):
+        raise ModelError(f"{adapter.name} goes without its own equations, and so without relevance: {reason}")
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}; choose from {', '.join(METHODS)}")
     ids = one_text(adapter, input_ids)
     explained = _resolved(adapter, explained or Explained(), ids.shape[1], lens)
     mixer: Any = adapter.blocks[0].mixer
-    per_block = _KEPT * mixer.intermediate_size * (1 if _is_fused(mixer) else mixer.ssm_state_size)
+    channels, n = mixer.A_log.shape
+    fused = adapter.device.type == "cpu" and adapter.dtype != torch.float64
+    per_block = _KEPT * channels * (1 if fused else n)
     refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] * adapter.n_layers * per_block, ids.shape[1], "shorten the text")
 
     last = adapter.n_layers - 1 if explained.layer is None else explained.layer
-    with torch.enable_grad(), relevance_rules(adapter, lens) if method == "lrp" else nullcontext():
-        x = adapter.model.get_input_embeddings()(ids).detach().requires_grad_()
-        states = [x]  # (1, tokens, d_model) each
-        for block in adapter.blocks[: last + 1]:
-            states.append(block(states[-1]))
-        logits = read_logits(adapter, lens, explained, states[-1][0, explained.position])
+    passage = Passage(keeps=False, rules=mamba_lrp(adapter) if method == "lrp" else PLAIN)
+    with torch.enable_grad():
+        states = [adapter.embed(ids).detach().requires_grad_()]  # (1, tokens, d_model) each
+        for layer in range(last + 1):
+            states.append(adapter.run_block(layer, states[-1], None, passage)[0])
+        logits = read_logits(adapter, lens, explained, states[-1][0, explained.position], passage.rules)
         token = int(logits.argmax()) if explained.token is None else explained.token
         value = logits[token] if explained.against is None else logits[token] - logits[explained.against]
         gradients = torch.autograd.grad(value, states)
@@ -120,11 +123,12 @@ def relevance(
     )
 
 
-def read_logits(adapter: ModelAdapter, lens: Lens | None, explained: Explained, hidden: Tensor) -> Tensor:
+def read_logits(adapter: ModelAdapter, lens: Lens | None, explained: Explained, hidden: Tensor, rules: Rules = PLAIN) -> Tensor:
     """Logits (…, vocab_size) that the model, or a lens at explained.layer, reads from hidden (…, d_model)."""
     if explained.layer is None or lens is None:
-        return adapter.unembed(hidden)
-    return lens.unembed(lens.transform_hidden(hidden, explained.layer))
+        return adapter.logits(rules.norm(adapter.final_norm, hidden))
+    z = lens.transform_hidden(hidden, explained.layer)
+    return capped(lens.unembed.unembedding(rules.norm(lens.unembed.final_norm, z).to(adapter.dtype)), adapter.logit_cap)
 
 
 def _resolved(adapter: ModelAdapter, explained: Explained, tokens: int, lens: Lens | None) -> Explained:
@@ -144,29 +148,14 @@ def _resolved(adapter: ModelAdapter, explained: Explained, tokens: int, lens: Le
 # --- the rules -------------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def relevance_rules(adapter: ModelAdapter, lens: Lens | None = None) -> Iterator[None]:
-    """Inside it, gradients of the model, and of a lens, are MambaLRP's; values are what they were. Ends also after an error."""
-    norms: list[Any] = [*(block.norm for block in adapter.blocks), adapter.final_norm, *([] if lens is None else [lens.unembed.final_norm])]
-    rules: list[tuple[nn.Module, Callable[..., Tensor]]] = [(norm, partial(_norm, norm)) for norm in norms]
-    mixers: list[Any] = [block.mixer for block in adapter.blocks]
-    rules += [(mixer, partial(_mixer, mixer)) for mixer in mixers]
-    before = [(module, module.__dict__.get("forward")) for module, _ in rules]
-    try:
-        for module, rule in rules:
-            module.forward = rule
-        yield
-    finally:
-        for module, forward in before:
-            if forward is not None:
-                module.forward = forward
-            elif "forward" in module.__dict__:
-                del module.forward
+def mamba_lrp(adapter: RecurrentAdapter) -> Rules:
+    """Gradients by the rules of MambaLRP; values are what they were."""
+    return Rules(norm=partial(_norm, epsilon=adapter.model.config.layer_norm_epsilon), silu=_silu, held=Tensor.detach, gated=_halves)
 
 
-def _norm(norm: Any, x: Tensor) -> Tensor:
+def _norm(norm: Any, x: Tensor, epsilon: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    root = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).detach()
+    root = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon).detach()
     return norm.weight * (wide * root).to(x.dtype)
 
 
@@ -174,34 +163,6 @@ def _silu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(x).detach()
 
 
-def _mixer(mixer: Any, hidden: Tensor, **_: Any) -> Tensor:
-    """The mixer's forward over a whole text, hidden (batch, seq, d_model)."""
-    x, gate = mixer.in_proj(hidden).transpose(1, 2).chunk(2, dim=1)  # (batch, channels, seq) each
-    x = _silu(mixer.conv1d(x)[..., : hidden.shape[1]])
-    with torch.no_grad():
-        sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
-        dt, B, C = mixer.x_proj(x.transpose(1, 2)).split(sizes, dim=-1)  # (batch, seq, rank), (batch, seq, n) twice
-        if hasattr(mixer, "dt_layernorm"):
-            dt, B, C = mixer.dt_layernorm(dt), mixer.b_layernorm(B), mixer.c_layernorm(C)
-        dt = F.softplus(mixer.dt_proj(dt)).transpose(1, 2)  # (batch, channels, seq)
-    scan = _fused_scan if _is_fused(mixer) else _plain_scan
-    half = (scan(x, dt, -torch.exp(mixer.A_log), B, C) + x * mixer.D[:, None]) * _silu(gate) / 2
-    return mixer.out_proj((half + half.detach()).transpose(1, 2).to(hidden.dtype))
-
-
-def _is_fused(mixer: Any) -> bool:
-    return mixer.A_log.device.type == "cpu" and mixer.A_log.dtype == torch.float32
-
-
-def _fused_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    return selective_scan(u, dt, A, B, C)[0]
-
-
-def _plain_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The same in any dtype and on any device: y (batch, channels, seq)."""
-    state = u.new_zeros(*u.shape[:2], A.shape[1])
-    outputs = []
-    for u_t, dt_t, B_t, C_t in zip(u.unbind(2), dt.unbind(2), B.unbind(1), C.unbind(1), strict=True):
-        state = torch.exp(dt_t[..., None] * A) * state + (dt_t * u_t)[..., None] * B_t[:, None]
-        outputs.append((state * C_t[:, None]).sum(-1))
-    return torch.stack(outputs, dim=-1)
+def _halves(y: Tensor, gate: Tensor) -> Tensor:
+    half = y * gate / 2
+    return half + half.detach()

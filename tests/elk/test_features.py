@@ -43,12 +43,11 @@ def test_they_are_those_of_each_prompt_alone(adapter: ModelAdapter, tmp_path: Pa
     lens = lens_of(adapter)
     read = extract(adapter, ROWS, (), lens, tmp_path, FeatureConfig(projection=16, micro_batch_size=3))
     assert list(load_features(tmp_path)) == list(read)
-    assert set(read) == set(NAMES) - (set() if adapter.state_names else {"state", "state_heads"})
+    assert set(read) == set(NAMES) - (set() if adapter.has_state else {"state", "state_heads"})
     assert read["raw"].depths == tuple(adapter.depth(i) for i in range(adapter.n_layers))
     for row, encoded in enumerate(encode(ROWS, (), adapter.tokenizer)):
         false, true = encoded.answers
-        with adapter.as_loaded():
-            output = adapter.model(torch.tensor([encoded.ids]), output_hidden_states=True, use_cache=False)
+        output = adapter.model(torch.tensor([encoded.ids]), output_hidden_states=True, use_cache=False)
         logits = output.logits[0, -1]
         assert read["model_log_odds"].values[0, row, 0] == pytest.approx(float(logits[true] - logits[false]), abs=1e-3)
         for layer in range(adapter.n_layers):
@@ -59,9 +58,8 @@ def test_they_are_those_of_each_prompt_alone(adapter: ModelAdapter, tmp_path: Pa
             logits = lens(hidden, layer)
             assert read["lens_log_odds"].values[layer, row, 0] == pytest.approx(float(logits[true] - logits[false]), abs=2e-3)
         for answer in (0, 1):
-            with adapter.as_loaded():
-                ids = torch.tensor([[*encoded.ids, *encoded.choices[answer]]])
-                states = adapter.model(ids, output_hidden_states=True, use_cache=False).hidden_states
+            ids = torch.tensor([[*encoded.ids, *encoded.choices[answer]]])
+            states = adapter.model(ids, output_hidden_states=True, use_cache=False).hidden_states
             for layer in range(adapter.n_layers):
                 assert close(read["pairs"].values[layer, row, 0, answer], states[layer][0, -1])
                 translated = lens.transform_hidden(states[layer][0, -1], layer)
@@ -70,7 +68,7 @@ def test_they_are_those_of_each_prompt_alone(adapter: ModelAdapter, tmp_path: Pa
 
 @torch.no_grad()
 def test_recurrent_states(adapter: ModelAdapter, tmp_path: Path) -> None:
-    if not adapter.state_names:
+    if not adapter.has_state:
         return
     wide = extract(adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "wide", FeatureConfig(projection=10**6))
     narrow = extract(adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "narrow", FeatureConfig(projection=32))
@@ -78,7 +76,7 @@ def test_recurrent_states(adapter: ModelAdapter, tmp_path: Path) -> None:
     for row, encoded in enumerate(encode(ROWS, (), adapter.tokenizer)):
         _, state = adapter.advance(torch.tensor([encoded.ids]))
         for block in range(len(adapter.blocks)):
-            tensors = [state.of(name)[block][0] for name in adapter.state_names]
+            tensors = [state.blocks[block][name][0] for name in adapter.state_names]
             whole = torch.cat([t.flatten() / t.flatten().norm() * t.numel() ** 0.5 for t in tensors])
             assert close(wide["state"].values[block, row], whole)
             heads = []

@@ -1,7 +1,8 @@
 """Causal bases and what their ablation does: naive formulas, stock tuned-lens, and properties that any right answer has."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,7 +18,7 @@ from lens_rnn.evaluation.causal import (
     hidden_states,
 )
 from lens_rnn.lens import LogitLens
-from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, wrap_model
 from lens_rnn.processes import Processes
 from tests.conftest import D_MODEL, VOCAB_SIZE, make_model
 from tests.evaluation.test_metrics import BLOCKS, IDS, First, Second, random_lens
@@ -212,16 +213,26 @@ def test_effects_are_those_of_the_naive_computation(tiny_model: ModelAdapter) ->
             assert got[layer].alignment[number] == pytest.approx(alignment, rel=1e-2, abs=1e-4)
 
 
+@contextmanager
+def watched(model: ModelAdapter, block: int, seen: list[Tensor]) -> Iterator[None]:
+    """Inside it, what a block is given is kept: by a hook, or where the adapter runs the block by its equations, there."""
+    handle = model.blocks[block].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(model, RecurrentAdapter):
+            run_block = model.run_block
+            patch.setattr(model, "run_block", lambda i, x, *rest: (seen.append(x) if i == block else None) or run_block(i, x, *rest))
+        yield
+    handle.remove()
+
+
 def test_the_state_that_is_read_is_the_one_that_is_ablated(tiny_model: ModelAdapter) -> None:
     """Along v every token is at the mean; elsewhere, and in the layers before, nothing has changed; the layers after have."""
     before = tiny_model.forward(IDS)
     for layer, basis in random_bases(tiny_model, 1).items():
         seen: list[Tensor] = []
-        reader = tiny_model.blocks[layer + tiny_model.states_after_blocks]
-        with tiny_model.edited(layer, lambda h, basis=basis: ablate(h, basis.vectors[0], basis.mean)):
-            handle = reader.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        block = layer + tiny_model.states_after_blocks
+        with tiny_model.edited(layer, lambda h, basis=basis: ablate(h, basis.vectors[0], basis.mean)), watched(tiny_model, block, seen):
             after = tiny_model.forward(IDS)
-            handle.remove()
         torch.testing.assert_close(seen[0], ablate(before.hidden_states[layer], basis.vectors[0], basis.mean))
         torch.testing.assert_close((seen[0] - basis.mean) @ basis.vectors[0], torch.zeros(IDS.shape), atol=1e-5, rtol=0)
         for other in range(layer):

@@ -6,7 +6,7 @@ from lens_rnn.errors import ModelError
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens, TunedLens
-from lens_rnn.models import ModelAdapter, RecurrentState, known_architectures, load_model, supported, wrap_model
+from lens_rnn.models import ModelAdapter, RecurrentState, known_architectures, load_model, supported
 from lens_rnn.models.adapter import adapter_class
 from tests.conftest import ALL_FAMILIES, make_model, save_model
 from tests.fitting.test_fit import make_blocks
@@ -25,7 +25,7 @@ def recurrent(request: pytest.FixtureRequest, models_of_every_family: dict[str, 
 
 
 def test_forward_gives_what_the_model_gives(every_model: ModelAdapter) -> None:
-    with torch.no_grad(), every_model.as_loaded():
+    with torch.no_grad():
         expected = every_model.model(IDS, output_hidden_states=True, use_cache=False)
     got = every_model.forward(IDS)
     for ours, theirs in zip((*got.hidden_states, got.final), expected.hidden_states, strict=True):
@@ -43,14 +43,16 @@ def test_layers_mean_what_is_declared(every_model: ModelAdapter) -> None:
         hooks.append(block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
         hooks.append(block.register_forward_hook(lambda _, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)))
     try:
-        got = every_model.forward(IDS)
+        with torch.no_grad():
+            every_model.model(IDS)
     finally:
         for hook in hooks:
             hook.remove()
+    got = every_model.forward(IDS)
     whole = 6 if every_model.model_type == "rwkv" else every_model.n_layers
     seen = outputs if every_model.states_after_blocks else inputs
     for i in range(min(whole, every_model.n_layers) - (every_model.model_type == "rwkv")):
-        torch.testing.assert_close(got.hidden_states[i], seen[i])
+        torch.testing.assert_close(got.hidden_states[i], seen[i], rtol=1e-4, atol=1e-5)
     first = 1 / every_model.n_layers if every_model.states_after_blocks else 0.0
     assert every_model.depth(0) == pytest.approx(first)
     assert every_model.depth(every_model.n_layers - 1) == pytest.approx(first + 1 - 1 / every_model.n_layers)
@@ -76,9 +78,9 @@ def test_a_state_is_left_as_it_is_and_can_be_used_again(recurrent: ModelAdapter)
     _, state = recurrent.advance(IDS[:, :6])
     kept = state.clone()
     first, _ = recurrent.advance(IDS[:, 6:], state)
-    for name in recurrent.state_names:
-        for before, after in zip(kept[name], state[name], strict=True):
-            assert (before is None and after is None) or torch.equal(before, after)
+    for before, after in zip(kept.blocks, state.blocks, strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
     again, _ = recurrent.advance(IDS[:, 6:], state)
     assert torch.equal(first.final, again.final)
     assert torch.equal(recurrent.forward(IDS).final, recurrent.forward(IDS).final), "nothing of it stays in the model"
@@ -87,12 +89,12 @@ def test_a_state_is_left_as_it_is_and_can_be_used_again(recurrent: ModelAdapter)
 def test_every_tensor_of_a_state_matters_and_a_copy_shares_nothing(recurrent: ModelAdapter) -> None:
     _, state = recurrent.advance(IDS[:, :6])
     expected, _ = recurrent.advance(IDS[:, 6:], state)
-    assert state.tensors.keys() == set(recurrent.state_names)
-    for name in recurrent.state_names:
-        assert len(state[name]) == recurrent.n_layers
+    assert len(state.blocks) == recurrent.n_layers
+    assert state.names - {"keys", "values"} == set(recurrent.state_names)
+    for name in state.names:
         changed = state.clone()
-        layer = next(i for i, t in enumerate(changed[name]) if t is not None)
-        changed[name][layer] += torch.randn_like(changed[name][layer])  # a constant would be normed away
+        block = next(block for block in changed.blocks if name in block)
+        block[name] += torch.randn_like(block[name])  # a constant would be normed away
         got, _ = recurrent.advance(IDS[:, 6:], changed)
         assert not torch.allclose(got.final, expected.final, atol=1e-3), name
     again, _ = recurrent.advance(IDS[:, 6:], state)
@@ -101,10 +103,6 @@ def test_every_tensor_of_a_state_matters_and_a_copy_shares_nothing(recurrent: Mo
 
 def test_a_repeated_state_serves_several_endings(recurrent: ModelAdapter) -> None:
     _, state = recurrent.advance(IDS[:, :6])
-    if state.rest is not None:
-        with pytest.raises(ValueError, match="cannot be repeated"):
-            state.repeat(2)
-        return
     got, _ = recurrent.advance(IDS[:, 6:].repeat_interleave(2, 0), state.repeat(2))
     torch.testing.assert_close(got.final, recurrent.forward(IDS).final[:, 6:].repeat_interleave(2, 0), rtol=1e-5, atol=1e-5)
 
@@ -153,18 +151,18 @@ def test_states_that_do_not_fit(recurrent: ModelAdapter, tiny_rwkv4: ModelAdapte
     _, state = recurrent.advance(IDS[:, :4])
     with pytest.raises(ModelError, match="no token to read"):
         recurrent.advance(IDS[:, :0], state)
-    with pytest.raises(ModelError, match=r"a state of 3 sequences .* cannot be continued with 1 sequences"):
+    with pytest.raises(ModelError, match=r"a state of 3 sequences and . blocks with .* cannot be continued with 1 sequences"):
         recurrent.advance(IDS[:1], state)
     if recurrent.state_names != tiny_rwkv4.state_names:
-        with pytest.raises(ModelError, match="whose state has ffn_shift, att_shift, num, den, max"):
+        with pytest.raises(ModelError, match="whose state has 8 blocks with ffn_shift, att_shift, num, den, max"):
             tiny_rwkv4.advance(IDS, state)
 
 
 def test_a_state_keeps_nothing_of_the_text_alive(recurrent: ModelAdapter) -> None:
     _, state = recurrent.advance(IDS)
-    for layers in state.tensors.values():
-        for tensor in layers:
-            assert tensor is None or tensor.untyped_storage().nbytes() <= recurrent.n_layers * tensor.nbytes
+    for block in state.blocks:
+        for tensor in block.values():
+            assert tensor.untyped_storage().nbytes() <= recurrent.n_layers * tensor.nbytes
 
 
 def test_a_transformer_says_that_it_has_no_state(tiny_neox: ModelAdapter) -> None:
@@ -186,15 +184,6 @@ def test_a_lens_is_fitted_saved_loaded_and_evaluated(family: str, tmp_path: Path
     assert figures.model.kl == pytest.approx(0, abs=1e-6)
     if adapter.states_after_blocks:
         assert figures.lenses["tuned"][adapter.n_layers - 1].kl == 0
-
-
-def test_a_wrong_state_is_found_when_the_model_is_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lens_rnn.models.rwkv import RWKVAdapter
-
-    advance = RWKVAdapter._advance
-    monkeypatch.setattr(RWKVAdapter, "_advance", lambda self, ids, _state: advance(self, ids, None))
-    with pytest.raises(ModelError, match="continuing from a recurrent state"):
-        wrap_model(make_model("rwkv6"))
 
 
 def test_what_is_said_to_be_supported_is_registered_and_the_other_way_round() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lens_rnn.models import load_model, wrap_model
+from lens_rnn.models.check import check
 from lens_rnn.models.generic import GenericAdapter
 from tests.conftest import make_model
 from tests.models.test_adapter import refusal
@@ -159,4 +160,4 @@ def test_an_edit_where_blocks_are_called_by_keyword(tmp_path: Path, byte_tokeniz
 
 def test_a_cap_that_nobody_told_of_is_found_by_the_check() -> None:
     model = make_model("recurrent_gemma")
-    assert "does not reproduce the logits" in refusal(lambda: GenericAdapter(model).check())
+    assert "does not reproduce the logits" in refusal(lambda: check(GenericAdapter(model)))

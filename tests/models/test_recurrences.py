@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, recurrences
+from lens_rnn.models.adapter import FUSED
+from lens_rnn.models.families.recurrent import Passage
 from lens_rnn.models.recurrences import selective_scan, wkv4
 from tests.reference import recurrences as naive
 
@@ -188,15 +190,14 @@ def test_inputs_that_are_not_contiguous() -> None:
 # --- inside the models -------------------------------------------------------------------------------------------------------
 
 
-def module_values_and_gradients(module: nn.Module, forward: Callable[..., Tensor], hidden: Tensor) -> dict[str, Tensor]:
-    """Output of a mixer, and gradients at its input and at each of its weights."""
+def block_values_and_gradients(block: nn.Module, run: Callable[[Tensor], Tensor], hidden: Tensor) -> dict[str, Tensor]:
+    """Output of a block, and gradients at its input and at each of its weights."""
     hidden = hidden.detach().clone().requires_grad_()
-    weights = dict(module.named_parameters())
+    weights = dict(block.named_parameters())
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        result = forward(hidden)
-        y = result[0] if isinstance(result, tuple) else result
+        y = run(hidden)
         coefficients = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         gradients = torch.autograd.grad(y, [hidden, *weights.values()], coefficients)
     finally:
@@ -205,50 +206,37 @@ def module_values_and_gradients(module: nn.Module, forward: Callable[..., Tensor
     return {"output": y.detach(), "input": gradients[0], **dict(zip(weights, gradients[1:], strict=True))}
 
 
-@pytest.mark.parametrize(("fixture", "part"), [("tiny_mamba", "mixer"), ("tiny_rwkv4", "attention")])
-def test_a_fused_block_equals_the_one_of_transformers(fixture: str, part: str, request: pytest.FixtureRequest) -> None:
-    adapter: ModelAdapter = request.getfixturevalue(fixture)
-    module = getattr(adapter.blocks[1], part)
-    plain = partial(type(module).forward, module)
-    assert module.forward.func is not type(module).forward
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "mamba2", "rwkv4", "recurrent_gemma"])
+def test_a_block_equals_the_one_of_transformers(name: str, models_of_every_family: dict[str, ModelAdapter]) -> None:
+    """In values, and in gradients of a training step: of input and of all weights."""
+    adapter = models_of_every_family[name]
+    assert isinstance(adapter, RecurrentAdapter)
+    block: Any = adapter.blocks[1]
+
+    def theirs(x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1])[None]
+        result = block(x, positions, None, use_cache=False) if name == "recurrent_gemma" else block(x)
+        return result[0] if isinstance(result, tuple) else result
+
+    def ours(x: Tensor) -> Tensor:
+        return adapter.run_block(1, x, None, Passage(keeps=False))[0]
+
     hidden = torch.randn(2, 17, adapter.d_model, generator=torch.Generator().manual_seed(0))
-    fused = module_values_and_gradients(module, module, hidden)
-    expected = module_values_and_gradients(module, plain, hidden)
-    assert_same(list(fused.values()), list(expected.values()), tuple(expected))
+    expected = block_values_and_gradients(block, theirs, hidden)
+    assert_same(list(block_values_and_gradients(block, ours, hidden).values()), list(expected.values()), tuple(expected))
 
 
-@pytest.mark.parametrize(
-    ("fixture", "kernel"), [("tiny_mamba", "lens_rnn.models.mamba.selective_scan"), ("tiny_rwkv4", "lens_rnn.models.rwkv4.wkv4")]
-)
-def test_the_fused_path_is_taken_in_every_block_and_not_as_loaded(
+@pytest.mark.parametrize(("fixture", "kernel"), [("tiny_mamba", "selective_scan"), ("tiny_rwkv4", "wkv4")])
+def test_the_fused_path_is_taken_in_every_block(
     fixture: str, kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter: ModelAdapter = request.getfixturevalue(fixture)
-    original = selective_scan if fixture == "tiny_mamba" else wkv4
+    original = getattr(recurrences, kernel)
     calls = []
-    monkeypatch.setattr(kernel, lambda *inputs: calls.append(1) or original(*inputs))
+    monkeypatch.setattr(recurrences, kernel, lambda *inputs: calls.append(1) or original(*inputs))
     ids = torch.zeros(1, 4, dtype=torch.long)
     adapter.forward(ids)
     assert len(calls) == adapter.n_layers
-    with adapter.as_loaded():
-        adapter.forward(ids)
-    assert len(calls) == adapter.n_layers
+    monkeypatch.setitem(adapter.off, FUSED, "for this test")
     adapter.forward(ids)
-    assert len(calls) == 2 * adapter.n_layers
-
-
-@pytest.mark.parametrize("fixture", ["tiny_mamba", "tiny_rwkv4"])
-def test_states_continue_a_text(fixture: str, request: pytest.FixtureRequest) -> None:
-    """Half of a text with a cache and the rest from the cache gives the logits of the fused pass over the whole text."""
-    adapter: ModelAdapter = request.getfixturevalue(fixture)
-    ids = torch.randint(adapter.vocab_size, (3, 10), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        whole = adapter.model(ids, use_cache=False).logits
-        name = "cache_params" if fixture == "tiny_mamba" else "state"
-        first = adapter.model(ids[:, :6], use_cache=True)
-        state, parts = getattr(first, name), [first.logits]
-        for t in range(6, 10):
-            step = adapter.model(ids[:, t : t + 1], use_cache=True, **{name: state})
-            state = getattr(step, name)
-            parts.append(step.logits)
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    assert len(calls) == adapter.n_layers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import load_model, wrap_model
-from lens_rnn.models.rwkv_blocks import RWKVConfig
+from lens_rnn.models.families.rwkv_blocks import RWKVConfig
 from lens_rnn.models.rwkv_files import read_rwkv, version_of
 from tests import hub_server
 from tests.models.test_adapter import refusal

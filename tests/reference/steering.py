@@ -23,9 +23,9 @@ def answer_log_probs(adapter: ModelAdapter, question: Question, edit: Edit, mult
     state = None
     if target != "residual":  # read up to the last token, before which the state is changed
         _, state = adapter.advance(ids[:, :-1])
-        for name in adapter.state_names:
-            if state[name][layer] is not None:
-                state[name][layer] = state[name][layer] + multiplier * vectors.tensors[f"{name}.{layer}"]
+        block = state.blocks[layer]
+        for name in set(adapter.state_names) & block.keys():
+            block[name] = block[name] + multiplier * vectors.tensors[f"{name}.{layer}"]
     with adapter.edited(layer, add):
         forward = adapter.forward(ids) if state is None else adapter.advance(ids[:, -1:], state)[0]
     log_p = torch.log_softmax(adapter.logits(forward.final[0, -1]).double(), -1)
@@ -38,8 +38,8 @@ def states_of_pairs(adapter: ModelAdapter, pairs: list[Pair]) -> dict[str, tuple
     for text in (text for side in zip(*pairs, strict=True) for text in side):
         ids = torch.tensor([text])
         found = {f"residual.{i}": h[0, -1] for i, h in enumerate(adapter.forward(ids).hidden_states)}
-        for name, layers in adapter.advance(ids)[1].tensors.items() if adapter.state_names else ():
-            found |= {f"{name}.{i}": t[0] for i, t in enumerate(layers) if t is not None}
+        for i, block in enumerate(adapter.advance(ids)[1].blocks if adapter.has_state else ()):
+            found |= {f"{name}.{i}": block[name][0] for name in set(adapter.state_names) & block.keys()}
         for key, tensor in found.items():
             read.setdefault(key, []).append(tensor.double().flatten().numpy())
     return {key: (np.stack(states[: len(pairs)]), np.stack(states[len(pairs) :])) for key, states in read.items()}

@@ -10,6 +10,7 @@ from lens_rnn.elk.source import QuirkyData, open_quirky
 from lens_rnn.elk.templates import encode, templates_of
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
+from lens_rnn.models.check import check
 from tests.elk.rows import write_set
 from tests.scripts.launch import ROOT, run_in_process, run_script
 
@@ -129,7 +130,8 @@ def test_a_shipped_quirky_model_is_small_and_as_quirky_as_its_card_says(name: st
         assert rates["all"] >= 0.9
         assert f"**{rates['all']:.3f}** (700)" in card
     model = load_quirky(folder, device="cpu")
-    model.adapter.check()
+    check(model.adapter)
+    assert model.adapter.off == {}
     data = open_quirky(QuirkyData(**about["data"]))
     rows = data.rows("test")[:200]
     encoded = encode(rows, templates_of(data.name), model.adapter.tokenizer)

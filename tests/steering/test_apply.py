@@ -20,9 +20,10 @@ def vectors_for(adapter: ModelAdapter, seed: int = 0) -> SteeringVectors:
     """Random vectors of about the size of the states."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {f"residual.{i}": (adapter.d_model,) for i in range(adapter.n_layers)}
-    if adapter.state_names:
+    if adapter.has_state:
         _, state = adapter.advance(ids())
-        shapes |= {f"{name}.{i}": tuple(t.shape[1:]) for name in state.tensors for i, t in enumerate(state[name]) if t is not None}
+        for i, block in enumerate(state.blocks):
+            shapes |= {f"{name}.{i}": tuple(block[name].shape[1:]) for name in adapter.state_names if name in block}
     return SteeringVectors(tensors={key: torch.randn(shape, generator=generator) * 0.5 for key, shape in shapes.items()})
 
 
@@ -91,19 +92,20 @@ def test_an_error_inside_the_model_leaves_nothing(tiny_model: ModelAdapter) -> N
 
 
 def test_a_state_is_steered_as_a_copy(every_model: ModelAdapter) -> None:
-    if not every_model.state_names:
+    if not every_model.has_state:
         pytest.skip("no recurrent state")
     vectors = vectors_for(every_model)
     _, state = every_model.advance(ids()[:, :-1])
     plain, _ = every_model.advance(ids()[:, -1:], state)
     kept, times = state.clone(), torch.tensor([1.0, 0.0, -0.5])
     steered = steer_state(state, vectors, times, 0)
-    for name in state.tensors:
-        for layer, tensor in enumerate(state[name]):
-            if tensor is None:
+    for layer, block in enumerate(state.blocks):
+        for name, tensor in block.items():
+            assert torch.equal(tensor, kept.blocks[layer][name])
+            added = steered.blocks[layer][name] - tensor
+            if name not in every_model.state_names:
+                assert not added.any(), "keys and values are not steered"
                 continue
-            assert torch.equal(tensor, kept[name][layer])
-            added = steered[name][layer] - tensor
             size = times.reshape(-1, *[1] * (tensor.ndim - 1)) * vectors.tensors[f"{name}.{layer}"] * (layer == 0)
             torch.testing.assert_close(added, size.expand_as(added), rtol=1e-4, atol=1e-4)
     after, _ = every_model.advance(ids()[:, -1:], steered)
@@ -123,7 +125,7 @@ def test_once_and_before_every_token(tiny_mamba: ModelAdapter) -> None:
     for t in range(4, 7):
         step, current = tiny_mamba.advance(ids()[:, t : t + 1], steer_state(steer_state(current, vectors, 0.7, 0), vectors, 0.7, 1))
         torch.testing.assert_close(always.final[:, t - 4], step.final[:, 0])
-    assert torch.equal(last["ssm"][1], current["ssm"][1])
+    assert torch.equal(last.blocks[1]["ssm"], current.blocks[1]["ssm"])
     assert not torch.allclose(always.final[:, -1], once.final[:, -1], atol=1e-3)
 
 

@@ -23,7 +23,7 @@ def assert_near(got: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4
 
 
 def test_the_mean_difference_of_every_state_of_every_family(every_model: ModelAdapter, pairs: list[Pair]) -> None:
-    states = bool(every_model.state_names)
+    states = every_model.has_state
     vectors = fit_vectors(every_model, pairs, states=states, batch_size=7).vectors
     held = {key.split(".")[0] for key in vectors.tensors}
     assert held == {"residual", *every_model.state_names}
@@ -35,7 +35,7 @@ def test_the_mean_difference_of_every_state_of_every_family(every_model: ModelAd
         expected = positive.mean(0) - negative.mean(0)
         assert np.linalg.norm(tensor.double().flatten().numpy() - expected) <= 1e-4 * (np.linalg.norm(expected) + 1e-3)
         name, layer = key.split(".")
-        state = None if name == "residual" else every_model.advance(torch.zeros(1, 2, dtype=torch.long))[1][name][int(layer)]
+        state = None if name == "residual" else every_model.advance(torch.zeros(1, 2, dtype=torch.long))[1].blocks[int(layer)][name]
         assert tensor.shape == ((every_model.d_model,) if state is None else state.shape[1:])
 
 

@@ -18,11 +18,12 @@ Where an equation is computed it is named beside the code. Versions: 5.0 has no 
 a channel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ConfigError
-from lens_rnn.models.wkv import wkv6, wkv7
+from lens_rnn.models.state import BlockState
+from lens_rnn.models.wkv import plain_wkv6, plain_wkv7, wkv6, wkv7
 
 import torch
 import torch.nn.functional as F
@@ -73,15 +74,18 @@ class RWKVConfig(PreTrainedConfig):
         return int(self.attention_size // self.head_size)
 
 
-class BlockState(NamedTuple):
-    """What one block remembers of the tokens it has read."""
+Inputs = tuple[Tensor, ...]
+"""What a recurrence works on: r, k, v, log w and, of RWKV-7, −κ and κ ⊙ a; each (batch, seq, heads, n)."""
 
-    att_shift: Tensor
-    """Last normed input of the time mixing (batch, d_model)."""
-    wkv: Tensor
-    """S (batch, heads, head size, head size), float32."""
-    ffn_shift: Tensor
-    """Last normed input of the channel mixing (batch, d_model)."""
+
+class Mixed(NamedTuple):
+    """What a time mixing makes of its input before it recurs."""
+
+    inputs: Inputs
+    gate: Tensor | None
+    """Of the recurrence's output (batch, seq, inner); RWKV-5.0 has none."""
+    first: Tensor | None
+    """v_first (batch, seq, inner)."""
 
 
 class TimeMix(nn.Module):
@@ -94,6 +98,41 @@ class TimeMix(nn.Module):
         self.receptance, self.key, self.value = (nn.Linear(d, inner, bias=False) for _ in range(3))
         self.output = nn.Linear(inner, d, bias=False)
         self.ln_x = nn.GroupNorm(config.heads, inner)
+
+    def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
+        """x and the same one token earlier, (batch, seq, d_model) each, and v_first where there is one already."""
+        raise NotImplementedError
+
+    def recur(self, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+        """y (batch, seq, heads, n) from S on, and S after the last token."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        mixed = self.mix(x, previous, first)
+        y, state = self.recur(mixed.inputs, state)
+        y = self.normed(y, mixed.inputs, x)
+        return self.output(y if mixed.gate is None else y * mixed.gate), state, mixed.first
+
+    def normed(self, y: Tensor, _inputs: Inputs, like: Tensor) -> Tensor:
+        """The recurrence's output y (batch, seq, heads, n) as the gate takes it (batch, seq, inner)."""
+        return self.norm_heads(y, like)
+
+    def weights(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
+        """The recurrence over one text as a causal matrix a head: a head that is given the value "1 at token j" answers with column j."""
+        tokens, n = inputs[0].shape[1], self.head_size
+        eye = torch.eye(tokens, device=inputs[0].device)[None, :, None]
+
+        def of(units: Tensor) -> Tensor:
+            r, k, _, *others = (t[:, :, units] for t in inputs)
+            ones = eye.expand(-1, -1, len(units), -1)
+            y = self.respond((r, k, ones, *others), units, torch.zeros(1, len(units), n, tokens, device=units.device))
+            return y[0].transpose(0, 1)
+
+        return of
+
+    def respond(self, inputs: Inputs, units: Tensor, state: Tensor) -> Tensor:
+        """`recur` of some heads in plain torch, for values of any width; state (1, units, n, width) is empty. Returns y."""
+        raise NotImplementedError
 
     def split(self, x: Tensor) -> Tensor:
         """(batch, seq, heads × head size) to (batch, seq, heads, head size)."""
@@ -118,25 +157,34 @@ class TimeMix5(TimeMix):
             (self.time_mix_g,) = _vectors(1, config.hidden_size)
             self.gate = nn.Linear(config.hidden_size, config.attention_size, bias=False)
 
-    def forward(self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
         r, k, v = (
             self.split(projection(torch.lerp(previous, x, mix)))  # EF eqs. 3 and 4
             for projection, mix in ((self.receptance, self.time_mix_r), (self.key, self.time_mix_k), (self.value, self.time_mix_v))
         )
-        log_w = -torch.exp(self.time_decay.float())  # EF eq. 5
-        bonus = self.time_faaaa.expand(-1, self.head_size)
-        y, state = wkv6(r, k, v, log_w.expand(-1, self.head_size).expand(r.shape), bonus, state)  # EF eqs. 8 and 9
-        y = self.norm_heads(y, x)
-        if hasattr(self, "gate"):
-            y = y * F.silu(self.gate(torch.lerp(previous, x, self.time_mix_g)))  # EF eq. 7
-        return self.output(y), state, first
+        log_w = -torch.exp(self.time_decay.float()).expand(-1, self.head_size).expand(r.shape)  # EF eq. 5
+        gate = F.silu(self.gate(torch.lerp(previous, x, self.time_mix_g))) if hasattr(self, "gate") else None  # EF eq. 7
+        return Mixed((r, k, v, log_w), gate, first)
+
+    @property
+    def bonus(self) -> Tensor:
+        """u (heads, n)."""
+        return self.time_faaaa.expand(-1, self.head_size)
+
+    def recur(self, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+        r, k, v, log_w = inputs
+        return wkv6(r, k, v, log_w, self.bonus, state)  # EF eqs. 8 and 9, 21 and 22
+
+    def respond(self, inputs: Inputs, units: Tensor, state: Tensor) -> Tensor:
+        r, k, v, log_w = inputs
+        return plain_wkv6(r, k, v, log_w, self.bonus[units], state)[0]
 
 
-class TimeMix6(TimeMix):
+class TimeMix6(TimeMix5):
     """RWKV-6 (EF section 4.2): mixing and decay depend on the token."""
 
     def __init__(self, config: RWKVConfig):
-        super().__init__(config)
+        TimeMix.__init__(self, config)
         d, mix, decay = config.hidden_size, config.lora["time_maa"], config.lora["time_decay"]
         self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g = _vectors(6, d)
         self.time_maa_w1, self.time_maa_w2 = nn.Parameter(torch.empty(d, 5 * mix)), nn.Parameter(torch.empty(5, mix, d))
@@ -148,17 +196,16 @@ class TimeMix6(TimeMix):
         self.time_faaaa = nn.Parameter(torch.empty(config.heads, config.head_size))
         self.gate = nn.Linear(d, config.attention_size, bias=False)
 
-    def forward(self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
         delta = previous - x
-        mixed = torch.tanh((x + delta * self.time_maa_x) @ self.time_maa_w1).unflatten(-1, (5, -1))  # (batch, seq, 5, LoRA)
-        offsets = torch.einsum("btim,imd->ibtd", mixed, self.time_maa_w2)  # EF eq. 14
+        lora = torch.tanh((x + delta * self.time_maa_x) @ self.time_maa_w1).unflatten(-1, (5, -1))  # (batch, seq, 5, LoRA)
+        offsets = torch.einsum("btim,imd->ibtd", lora, self.time_maa_w2)  # EF eq. 14
         static = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
         xw, xk, xv, xr, xg = (x + delta * (mu + offset) for mu, offset in zip(static, offsets, strict=True))  # EF eq. 15
         decay = self.time_decay.float() + (torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2).float()
         log_w = -torch.exp(self.split(decay))  # EF eqs. 17 and 18
         r, k, v = self.split(self.receptance(xr)), self.split(self.key(xk)), self.split(self.value(xv))
-        y, state = wkv6(r, k, v, log_w, self.time_faaaa, state)  # EF eqs. 21 and 22
-        return self.output(self.norm_heads(y, x) * F.silu(self.gate(xg))), state, first
+        return Mixed((r, k, v, log_w), F.silu(self.gate(xg)), first)
 
 
 class TimeMix7(TimeMix):
@@ -183,7 +230,7 @@ class TimeMix7(TimeMix):
         self.k_k, self.k_a = _vectors(2, inner)
         self.r_k = nn.Parameter(torch.empty(config.heads, config.head_size))
 
-    def forward(self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
         delta = previous - x
         names = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
         xr, xw, xk, xv, xa, xg = (x + delta * mu for mu in names)
@@ -198,9 +245,19 @@ class TimeMix7(TimeMix):
         else:
             v = v + (first - v) * torch.sigmoid(self.v0 + (xv @ self.v1) @ self.v2)
         r, k, v, log_w, rate = (self.split(t) for t in (r, k, v, log_w, rate))
-        y, state = wkv7(r, k, v, log_w, -removal, removal * rate, state)  # G eq. 17
-        bonus = (r * k * self.r_k).sum(-1, keepdim=True) * v
-        return self.output((self.norm_heads(y, x) + bonus.flatten(2)) * gate), state, first
+        return Mixed((r, k, v, log_w, -removal, removal * rate), gate, first)
+
+    def recur(self, inputs: Inputs, state: Tensor) -> tuple[Tensor, Tensor]:
+        r, k, v, log_w, remove, add = inputs
+        return wkv7(r, k, v, log_w, remove, add, state)  # G eq. 17
+
+    def respond(self, inputs: Inputs, _units: Tensor, state: Tensor) -> Tensor:
+        r, k, v, log_w, remove, add = inputs
+        return plain_wkv7(r, k, v, log_w, remove, add, state.transpose(2, 3))[0]
+
+    def normed(self, y: Tensor, inputs: Inputs, like: Tensor) -> Tensor:
+        r, k, v = inputs[:3]
+        return self.norm_heads(y, like) + ((r * k * self.r_k).sum(-1, keepdim=True) * v).flatten(2)  # with the bonus
 
 
 class ChannelMix(nn.Module):
@@ -236,21 +293,39 @@ class RWKVBlock(nn.Module):
         self.att = TimeMix7(config, index == 0) if config.version == "7" else (TimeMix6 if config.version == "6" else TimeMix5)(config)
         self.ffn = ChannelMix(config)
 
-    def forward(self, x: Tensor, state: BlockState, first: Tensor | None = None) -> tuple[Tensor, BlockState, Tensor | None]:
-        """x (batch, seq, d_model) and the state before it, to the block's output, the state after it, and v_first."""
-        if hasattr(self, "ln0"):
-            x = self.ln0(x)
-        normed = self.ln1(x)
-        y, wkv, first = self.att(normed, _shift(normed, state.att_shift), state.wkv, first)
-        x = x + y
+    def forward(self, x: Tensor, state: BlockState | None, first: Tensor | None = None) -> tuple[Tensor, BlockState, Tensor | None]:
+        """x (batch, seq, d_model) and the state before it, None for that of no token, to the block's output, the state after it, v_first.
+
+        A state: the last normed inputs `att_shift` and `ffn_shift` (batch, d_model), and `wkv`, S (batch, heads, n, n), float32.
+        """
+        normed, previous = self.att_input(x, state)
+        wkv = self.empty_wkv(len(x)) if state is None else state["wkv"]
+        y, wkv, first = self.att(normed, previous, wkv, first)
+        x = self.entered(x) + y
         again = self.ln2(x)
-        x = x + self.ffn(again, _shift(again, state.ffn_shift))
-        return x, BlockState(normed[:, -1].clone(), wkv, again[:, -1].clone()), first  # a view would keep the whole text
+        x = x + self.ffn(again, _shift(again, state["ffn_shift"] if state else None))
+        # copies, for a view would keep the whole text
+        return x, {"att_shift": normed[:, -1].clone(), "wkv": wkv, "ffn_shift": again[:, -1].clone()}, first
+
+    def entered(self, x: Tensor) -> Tensor:
+        """The residual stream as the sub-layers see it: the first block norms the embeddings."""
+        return self.ln0(x) if hasattr(self, "ln0") else x
+
+    def att_input(self, x: Tensor, state: BlockState | None) -> tuple[Tensor, Tensor]:
+        """What the time mixing is given for the block's input x: normed, and the same one token earlier."""
+        normed = self.ln1(self.entered(x))
+        return normed, _shift(normed, state["att_shift"] if state else None)
+
+    def empty_wkv(self, batch: int) -> Tensor:
+        """S before the first token."""
+        n = self.att.head_size
+        return torch.zeros(batch, self.att.heads, n, n, device=self.ln1.weight.device)
 
 
-def _shift(x: Tensor, last: Tensor) -> Tensor:
-    """x one token earlier, with `last` (batch, d_model) before the first."""
-    return torch.cat([last[:, None].to(x.dtype), x[:, :-1]], 1)
+def _shift(x: Tensor, last: Tensor | None) -> Tensor:
+    """x one token earlier, with `last` (batch, d_model), or zeros, before the first."""
+    first = torch.zeros_like(x[:, :1]) if last is None else last[:, None].to(x.dtype)
+    return torch.cat([first, x[:, :-1]], 1)
 
 
 def _vectors(count: int, size: int) -> Iterator[nn.Parameter]:

@@ -1,0 +1,142 @@
+"""What the recurrent families share: a pass over tokens by their own equations, from a recurrent state and to one.
+
+Nothing here or in the families' files goes through a cache of transformers or a keyword of its modules: weights are found by their names
+in checkpoints, sizes in the configuration. So a model reads on from any state on any device, and a release that moves its caches changes
+nothing.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import mul
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from lens_rnn.models.adapter import FUSED, Forward, ModelAdapter
+from lens_rnn.models.state import BlockState, RecurrentState
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _call(module: nn.Module, x: Tensor) -> Tensor:
+    return module(x)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+class Rules(NamedTuple):
+    """How the parts of a block hand back gradients. Every choice computes the same values; by default gradients are what they are."""
+
+    norm: Callable[[nn.Module, Tensor], Tensor] = _call
+    silu: Callable[[Tensor], Tensor] = F.silu
+    held: Callable[[Tensor], Tensor] = _as_it_is
+    """Of what decides how the recurrence reads and writes."""
+    gated: Callable[[Tensor, Tensor], Tensor] = mul
+    """Of the recurrence's output and its gate."""
+
+
+PLAIN = Rules()
+
+
+@dataclass
+class Passage:
+    """What all blocks of one pass over some tokens share."""
+
+    seen: int = 0
+    """Tokens that were read before."""
+    keeps: bool = True
+    """Whether the state after these tokens is asked for."""
+    rules: Rules = PLAIN
+    first_values: Tensor | None = None
+    """The values of the first block, into which later blocks of RWKV-7 mix theirs."""
+
+
+class Recurrence(NamedTuple):
+    """The recurrence of one block over one text, as a causal matrix for each channel or head, from the empty state."""
+
+    weights: Callable[[Tensor], Tensor]
+    """From indices of channels or heads (chosen) to their matrices (chosen, tokens, tokens), float32; row i is the token that reads."""
+    values: Tensor
+    """What is read (tokens, units, width)."""
+    outputs: Tensor
+    """What the block's own recurrence makes of them (tokens, units, width): weights @ values."""
+
+
+class RecurrentAdapter(ModelAdapter):
+    """A family whose equations are in its file. On the CPU in float32 whole texts are read by them; elsewhere by transformers' own code,
+    with the kernels that it finds, and only reading on from a state is ours."""
+
+    attention_unit: ClassVar[Literal["channel", "head"] | None] = None
+    """What `recurrence` has a matrix for; None where the family has no such view."""
+    takes_rules: ClassVar[bool] = False
+    """Whether `run_block` heeds `Passage.rules`."""
+
+    @property
+    def fused(self) -> bool:
+        return FUSED not in self.off and self.device.type == "cpu" and self.dtype == torch.float32
+
+    @abstractmethod
+    def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+        """The output of block `index` for x (batch, seq, d_model), and its state after them.
+
+        before: its state before them, None for that of no token. A state that is returned shares no memory with the one that was given,
+        and none with x. Where the passage keeps no state, an empty one may be returned.
+        """
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """What enters the first block (batch, seq, d_model)."""
+        return self.model.get_input_embeddings()(input_ids)
+
+    def run(self, input_ids: Tensor) -> Forward:
+        return self.read(input_ids, Passage(keeps=False))[0] if self.fused else super().run(input_ids)
+
+    def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
+        passage = Passage(seen=state.tokens if state else 0)
+        forward, blocks = self.read(input_ids, passage, state.blocks if state else None)
+        return forward, RecurrentState(blocks, passage.seen + input_ids.shape[1])
+
+    def read(self, input_ids: Tensor, passage: Passage, before: list[BlockState] | None = None) -> tuple[Forward, list[BlockState]]:
+        """A pass by the equations of the family: from the blocks' states `before`, None for those of no token, to the states after."""
+        x = self.embed(input_ids)
+        hidden, after = [], []
+        for i in range(len(self.blocks)):
+            if not self.states_after_blocks:
+                x = self._edit(i, x)
+                hidden.append(x)
+            with self._gathered(i):
+                x, state = self.run_block(i, x, before[i] if before else None, passage)
+            after.append(state)
+            if self.states_after_blocks:
+                x = self._edit(i, x)
+                hidden.append(x)
+        return Forward(tuple(hidden), x, self.final_norm(x)), after
+
+    def block_inputs(self, input_ids: Tensor) -> list[Tensor]:
+        """What each block is given (batch, seq, d_model) in a pass over input_ids (batch, seq)."""
+        hidden = self.forward(input_ids).hidden_states
+        return [self.embed(input_ids), *hidden[:-1]] if self.states_after_blocks else [*hidden]
+
+    def attention_units(self, index: int) -> int:
+        """How many channels or heads block `index` has."""
+        raise NotImplementedError
+
+    def recurrence(self, index: int, x: Tensor) -> Recurrence:
+        """The recurrence of block `index` over its input x (1, tokens, d_model) of one text."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _gathered(self, index: int) -> Iterator[None]:
+        """Inside it the weights of a block are all here, also where `shard` has spread them."""
+        if not self.sharded:
+            yield
+            return
+        block: Any = self.blocks[index]
+        block.unshard()
+        try:
+            yield
+        finally:
+            block.reshard()
