@@ -90,7 +90,7 @@ def main(config: Config) -> None:
     save_png(attention_png(attention, names, title), config.output / "attention.png")
     save_page(attention_html(attention, names, title), config.output / "attention.html")
     about: dict = {"model": adapter.name, "tokens": [{"id": i, "text": name} for i, name in zip(ids, names, strict=True)]}
-    about["attention"] = {"unit": attention.unit, "units": attention.units, "layers": attention.layers}
+    about["attention"] = {"unit": attention.unit, "units": attention.units, "layers": attention.layers, "kinds": attention.kinds}
     about["attention"]["matrices"] = [[[round(x, 6) for x in row] for row in matrix] for matrix in attention.matrices.tolist()]
     if found is not None:
         title = heading(config, found, [visible(text(i)) for i in (found.explained.token, found.explained.against) if i is not None])

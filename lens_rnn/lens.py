@@ -8,7 +8,7 @@ from typing import Self
 
 from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError, ConfigError
-from lens_rnn.models import ModelAdapter, capped
+from lens_rnn.models import ModelAdapter
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Unembedding(Unembed):
-    """Final norm, head and cap: states before the norm to logits. A frozen copy, so that nothing done to a lens reaches the model.
+    """Final norm, head and its map: states before the norm to logits. A frozen copy, so that nothing done to a lens reaches the model.
 
     The norm is kept in float32 and the head in the model's dtype; the head's input is cast to it.
     """
@@ -28,7 +28,7 @@ class Unembedding(Unembed):
         nn.Module.__init__(self)  # tuned-lens's own constructor knows nine architectures only
         self.final_norm = deepcopy(adapter.final_norm).float()
         self.unembedding = deepcopy(adapter.head)
-        self.cap = adapter.logit_cap
+        self.logit_map = adapter.logit_map
         self.requires_grad_(False)
 
     def normed(self, z: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Unembedding(Unembed):
 
     def forward(self, h: Tensor) -> Tensor:
         """Logits (…, vocab_size) of h (…, d_model), in the head's dtype."""
-        return capped(self.unembedding(self.normed(h).to(self.unembedding.weight.dtype)), self.cap)
+        return self.logit_map(self.unembedding(self.normed(h).to(self.unembedding.weight.dtype)))
 
     def sha256(self) -> str:
         """Hash of norm and head as loaded."""

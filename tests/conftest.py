@@ -16,6 +16,7 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
 from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.models.families.mamba2 import norms_groups
 from lens_rnn.models.rwkv_files import read_rwkv
 from tests.rwkv_weights import official_weights
 
@@ -77,7 +78,7 @@ def make_model(family: str, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> PreT
     elif family == "falcon_mamba":
         model = FalconMambaForCausalLM(FalconMambaConfig(**three, state_size=4, time_step_rank=4))
     elif family == "mamba2":
-        sizes = {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2, "chunk_size": 8}
+        sizes = {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2 if norms_groups() else 1, "chunk_size": 8}
         model = Mamba2ForCausalLM(Mamba2Config(**three, **sizes))
     elif family == "rwkv4":  # 8 blocks: the residual stream is halved after 6
         model = RwkvForCausalLM(RwkvConfig(**common, num_hidden_layers=8, context_length=64, attention_hidden_size=D_MODEL))

@@ -17,6 +17,7 @@ from lens_rnn import cli
 from lens_rnn.data import DataConfig, StdlibSource, TokenBlocks, load_blocks
 from lens_rnn.models import load_model
 from lens_rnn.models.adapter import adapter_class
+from lens_rnn.models.found import FoundAdapter
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,8 @@ def make_optimizer(model: PreTrainedModel, config: Config) -> tuple[torch.optim.
 
 
 def train(model: PreTrainedModel, blocks: TokenBlocks, config: Config) -> None:
-    adapter = adapter_class(model.config.model_type)(model)  # whose passes are fused; not checked, for the model is in training
+    kind = adapter_class(model.config.model_type) or FoundAdapter
+    adapter = kind(model)  # whose passes are fused; not checked, for the model is in training
     adapter.set_training(True)
     model.requires_grad_(True)
     optimizer, schedule = make_optimizer(model, config)

@@ -4,7 +4,7 @@ Symbols, per token (Belrose et al. 2023, arXiv 2303.08112, eqs. 5 to 7; there th
 
     z   translated state                        (d_model)
     u   final_norm(z)                           (d_model)
-    U   head's weight                           (vocab, d_model)
+    U   head's weight, times the model's scale of logits where it has one                    (vocab, d_model)
     c   the model's logit cap, ∞ for most: its logits are c · tanh(U u ÷ c), with derivative D = 1 − (logits ÷ c)²     (vocab)
     q   softmax(logits)                         (vocab)
     p   the model's own next-token distribution (vocab), or the next token itself, one-hot
@@ -75,9 +75,10 @@ class FusedObjective:
         self.fisher = fisher
         head = unembedding.unembedding
         self.products = products or head.weight.dtype
-        self.weight = head.weight.detach().to(self.products)
-        self.bias = None if head.bias is None else head.bias.detach().to(self.products)
-        self.cap = unembedding.cap
+        self.map = unembedding.logit_map
+        # The map's scale is multiplied into both, so that only a cap is work for each logit.
+        self.weight = (head.weight.detach() * self.map.scale).to(self.products)
+        self.bias = None if head.bias is None else (head.bias.detach() * self.map.scale).to(self.products)
         device = self.weight.device
         self.rows = rows_for(self.products, device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(head.out_features, self.products, device.type)
@@ -100,7 +101,7 @@ class FusedObjective:
     @torch.no_grad()
     def target(self, final: Tensor, labels: Tensor | None = None) -> tuple[Target, Tensor | None]:
         """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens), and Uᵀp."""
-        share = self.fisher and self.cap is None
+        share = self.fisher and self.map.cap is None
         if labels is not None:
             return Target(final.new_empty(0), final.new_empty(0), labels), self.weight[labels] if share else None
         logits = self._logits(final)
@@ -115,7 +116,7 @@ class FusedObjective:
             u = self.unembedding.normed(z)
         with torch.no_grad():
             logits = self._logits(u)
-            slope = None if self.cap is None else 1 - (logits / self.cap) ** 2  # D (tokens, vocab)
+            slope = self.map.slope(logits)  # D (tokens, vocab)
             loss, labels = self.rows.difference_(logits, target, draws)
             if slope is not None:
                 logits *= slope
@@ -143,8 +144,7 @@ class FusedObjective:
         return (p * slope) @ self.weight
 
     def _logits(self, u: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(u.to(self.products), self.weight, self.bias)
-        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+        return self.map.bend_(torch.nn.functional.linear(u.to(self.products), self.weight, self.bias))
 
 
 def default_chunk_tokens(vocab_size: int, products: torch.dtype, device_type: str) -> int:

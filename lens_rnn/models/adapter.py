@@ -1,11 +1,13 @@
 """What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from lens_rnn.errors import ModelError
+from lens_rnn.models.head import LogitMap
+from lens_rnn.models.mixing import Mixing
 from lens_rnn.models.state import RecurrentState
 
 import torch
@@ -27,6 +29,12 @@ class Forward(NamedTuple):
     final: Tensor
     """(batch, seq, d_model): what leaves the final norm. The head applied to it gives the model's logits."""
 
+    @classmethod
+    def joined(cls, steps: Sequence["Forward"]) -> "Forward":
+        """Passes over parts of a text, one after another, as one."""
+        hidden = tuple(torch.cat(layer, 1) for layer in zip(*(step.hidden_states for step in steps), strict=True))
+        return cls(hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1))
+
 
 class ModelAdapter(ABC):
     """A causal language model seen as a stack of blocks on a residual stream, followed by a final norm and a head. Not thread-safe.
@@ -39,11 +47,16 @@ class ModelAdapter(ABC):
     state_names: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors of the recurrent state in `RecurrentState.blocks`; empty where it cannot be reached or there is none."""
 
+    lora_modules: ClassVar[tuple[str, ...]] = ()
+    """Names of the linear maps that take a low-rank adapter in fine-tuning; empty for every linear map of the blocks."""
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None):
         self.model = model.eval().requires_grad_(False)
         self.revision = revision
         self.off: dict[str, str] = {}
         """Capabilities that this model has to do without, and why: found by `lens_rnn.models.check`."""
+        self.logit_map = LogitMap()
+        """From the head's product to logits: measured by `lens_rnn.models.check`."""
         self.sharded = False
         self._edits: list[tuple[int, Callable[[Tensor], Tensor]]] = []
         self._tokenizer = tokenizer
@@ -76,11 +89,6 @@ class ModelAdapter(ABC):
     def family(self) -> str:
         """What results are grouped and coloured by: mamba, rwkv, or the model type."""
         return self.model_type
-
-    @property
-    def logit_cap(self) -> float | None:
-        """c of the cap c · tanh(logits ÷ c) that some models end in; None where there is none."""
-        return None
 
     @property
     def d_model(self) -> int:
@@ -153,19 +161,23 @@ class ModelAdapter(ABC):
 
     def run(self, input_ids: Tensor) -> Forward:
         """`forward`, with gradients where the model's parameters ask for them."""
+        return self._pass(input_ids, use_cache=False)[0]
+
+    def _pass(self, input_ids: Tensor, **kwargs: Any) -> tuple[Forward, Any]:
+        """A pass by the model's own code, and its own output."""
         changed: dict[int, Tensor] = {}
         seen: list[Tensor] = []
         hooks = [self._edit_hook(layer, changed) for layer in dict(self._edits)]
         hooks.append(self.final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
         try:
-            output = self.model.base_model(input_ids, output_hidden_states=True, use_cache=False)
+            output = self.model.base_model(input_ids, output_hidden_states=True, **kwargs)
         finally:
             for hook in hooks:
                 hook.remove()
         if len(seen) != 1:
             raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
         states = tuple(changed.get(i, h) for i, h in enumerate(output.hidden_states[: self.n_layers]))
-        return Forward(states, seen[0], output.last_hidden_state)
+        return Forward(states, seen[0], output.last_hidden_state), output
 
     @torch.no_grad()
     def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
@@ -196,17 +208,26 @@ class ModelAdapter(ABC):
         """Do without a capability, for a reason in one line that whoever asks for it will be told."""
         self.off[capability] = reason
 
+    @property
+    def mixing_kinds(self) -> tuple[tuple[str, ...], ...]:
+        """Of each block, how it mixes tokens, where there is a matrix to look at: kinds of `Mixing`, most often one, or none."""
+        return ((),) * len(self.blocks)
+
+    def mixings(self, _input_ids: Tensor, _layers: Sequence[int]) -> Iterator[Mixing]:
+        """How these blocks mix the tokens of one text, input_ids (1, tokens): of each block what `mixing_kinds` says."""
+        raise ModelError(f"model type {self.model_type!r} has no block whose mixing of tokens is known as a matrix here")
+
     def set_training(self, training: bool) -> None:
         """Put the model into training mode, in which its weights are those of the checkpoint, to train, save or add to them; or back into
         evaluation mode, for which a family may change them."""
         self.model.train(training)
 
     def logits(self, final: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and cap."""
-        return capped(self.head(final.to(self.dtype)), self.logit_cap)
+        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and its map."""
+        return self.logit_map(self.head(final.to(self.dtype)))
 
     def unembed(self, z: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head and cap."""
+        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head and map."""
         return self.logits(self.final_norm(z))
 
     @contextmanager
@@ -260,11 +281,6 @@ class ModelAdapter(ABC):
                 tensor.data = tensor.data.to(device)
 
 
-def capped(logits: Tensor, cap: float | None) -> Tensor:
-    """cap · tanh(logits ÷ cap), or the logits themselves where there is no cap."""
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
 _REGISTRY: dict[str, type[ModelAdapter]] = {}
 
 
@@ -279,16 +295,10 @@ def register(*model_types: str) -> Callable[[type[ModelAdapter]], type[ModelAdap
 
 
 def known_architectures() -> list[str]:
-    """Model types that load_model accepts."""
+    """Model types whose family has a file here. Others are taken apart by watching them."""
     return sorted(_REGISTRY)
 
 
-def adapter_class(model_type: str) -> type[ModelAdapter]:
-    """The adapter for a model type. Raises ModelError, saying how to add one, if there is none."""
-    try:
-        return _REGISTRY[model_type]
-    except KeyError:
-        raise ModelError(
-            f"model type {model_type!r} is not supported (known: {', '.join(known_architectures())}); to add it, subclass "
-            f"lens_rnn.models.ModelAdapter and decorate it with @lens_rnn.models.register({model_type!r})"
-        ) from None
+def adapter_class(model_type: str) -> type[ModelAdapter] | None:
+    """The adapter of a model type whose family has a file here; None for any other."""
+    return _REGISTRY.get(model_type)

@@ -12,11 +12,17 @@ from lens_rnn import versions
 from lens_rnn.errors import ModelError
 from lens_rnn.models.adapter import ATTENTION, FUSED, STATE, Forward, ModelAdapter
 from lens_rnn.models.families.recurrent import RecurrentAdapter
+from lens_rnn.models.found import FoundAdapter
+from lens_rnn.models.head import measure
+from lens_rnn.models.mixing import SOFTMAX
 
 import torch
 from torch import Tensor
 
 _PROBE_SHAPE = (2, 9)  # sequences × tokens
+
+# Nemotron-H's step of a single token, in transformers, leaves out a bound on dt that its pass over several tokens has.
+_SINGLE_TOKEN = 2e-2
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +35,20 @@ def check(adapter: ModelAdapter) -> None:
     """
     ids = torch.randint(adapter.vocab_size, _PROBE_SHAPE, generator=torch.Generator().manual_seed(0)).to(adapter.device)
     expected = _whole_pass(adapter, ids)
+    try:
+        adapter.logit_map = measure(adapter.model, adapter.final_norm, adapter.head)
+    except ModelError as error:
+        raise _refusal(adapter, str(error)) from None
     if isinstance(adapter, RecurrentAdapter) and adapter.fused:
         _try(adapter, FUSED, lambda: _first_difference(adapter, adapter.run(ids), expected))
     got = adapter.run(ids)
     if trouble := _first_difference(adapter, got, expected) or _lens_trouble(adapter, got, expected):
         raise _refusal(adapter, trouble)
+    if isinstance(adapter, FoundAdapter) and (trouble := _causal_trouble(adapter, ids, got)):
+        raise _refusal(adapter, trouble)
     if adapter.has_state:
         _try(adapter, STATE, lambda: _state_trouble(adapter, ids, got))
-    if isinstance(adapter, RecurrentAdapter) and adapter.attention_unit:
+    if any(adapter.mixing_kinds):
         _try(adapter, ATTENTION, lambda: _attention_trouble(adapter, ids[:1]))
 
 
@@ -83,21 +95,46 @@ def _lens_trouble(adapter: ModelAdapter, got: Forward, expected: Any) -> str | N
 
 def _state_trouble(adapter: ModelAdapter, ids: Tensor, whole: Forward) -> str | None:
     """Reading in parts, from state to state, has to give what reading at once gives."""
-    _, state = adapter.advance(ids[:, :4])
-    middle, state = adapter.advance(ids[:, 4:-1], state)
-    last, _ = adapter.advance(ids[:, -1:], state)
-    parts = torch.cat([middle.norm_input, last.norm_input], 1).to(adapter.dtype)  # some keep a float32 stream in a bfloat16 model
-    if agree(parts, whole.norm_input[:, 4:], adapter.n_layers):
-        return None
+
+    def differs(parts: Tensor, expected: Tensor) -> bool:
+        return not agree(parts.to(adapter.dtype), expected, adapter.n_layers)  # some keep a float32 stream in a bfloat16 model
+
+    for one_by_one in (False, True) if isinstance(adapter, FoundAdapter) else (False,):
+        if isinstance(adapter, FoundAdapter):
+            adapter.one_by_one = one_by_one  # some of transformers' models read on exactly by a single token only
+        _, state = adapter.advance(ids[:, :4])
+        middle, state = adapter.advance(ids[:, 4:-1], state)
+        last, _ = adapter.advance(ids[:, -1:], state)
+        if differs(middle.norm_input, whole.norm_input[:, 4:-1]):
+            continue
+        if not differs(last.norm_input, whole.norm_input[:, -1:]):
+            return None
+        error = _relative(last.norm_input, whole.norm_input[:, -1:])
+        if isinstance(adapter, FoundAdapter) and error < _SINGLE_TOKEN:
+            log.info("%s: transformers reads a single token from a state with a difference of %.0e", adapter.name, error)
+            return None
     return "continuing from a recurrent state does not give what the whole input gives"
 
 
-def _attention_trouble(adapter: RecurrentAdapter, ids: Tensor) -> str | None:
-    """The matrices of the first block, applied to what it reads, have to give what its recurrence gives."""
-    recurrence = adapter.recurrence(0, adapter.block_inputs(ids)[0])
-    units = torch.arange(adapter.attention_units(0), device=ids.device)
-    made = torch.einsum("uij,juw->iuw", recurrence.weights(units), recurrence.values.float())
-    return None if agree(made, recurrence.outputs, 4) else "its weights do not give what the recurrence gives"
+def _causal_trouble(adapter: ModelAdapter, ids: Tensor, got: Forward) -> str | None:
+    """A model that looks ahead, as an encoder does, predicts no next token."""
+    other = ids.clone()
+    other[:, -1] = (ids[:, -1] + 1) % adapter.vocab_size
+    if agree(adapter.run(other).final[:, :-1], got.final[:, :-1]):
+        return None
+    return "what it says after a token depends on later tokens, as in an encoder"
+
+
+def _attention_trouble(adapter: ModelAdapter, ids: Tensor) -> str | None:
+    """The matrices of the first block of each kind, applied to what it reads, have to give what its recurrence gives."""
+    first = {kind: layer for layer, kinds in reversed([*enumerate(adapter.mixing_kinds)]) for kind in kinds if kind != SOFTMAX}
+    for mixing in adapter.mixings(ids, sorted(set(first.values()))) if first else ():
+        if mixing.values is None or mixing.outputs is None:
+            continue
+        weights = mixing.weights(torch.arange(mixing.units, device=ids.device))
+        if not agree(torch.einsum("uij,juw->iuw", weights, mixing.values.float()), mixing.outputs.to(adapter.dtype), 4):
+            return f"the weights of a {mixing.kind} do not give what it gives"
+    return None
 
 
 def _try(adapter: ModelAdapter, capability: str, trouble: Callable[[], str | None]) -> None:
@@ -121,5 +158,9 @@ def agree(a: Tensor, b: Tensor, blocks: int = 1) -> bool:
     30 %, where what is wrong is wrong by about 1.
     """
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    return _relative(a, b) <= max(min(4 * eps * blocks, 0.3), 1e-4)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
     a, b = a.float(), b.float()
-    return bool((a - b).norm() <= max(min(4 * eps * blocks, 0.3), 1e-4) * b.norm())
+    return float((a - b).norm() / b.norm()) if bool(b.any()) else float(not torch.equal(a, b))

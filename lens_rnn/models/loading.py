@@ -6,17 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lens_rnn import versions
 from lens_rnn.errors import ModelError
 from lens_rnn.models.adapter import ModelAdapter, adapter_class, known_architectures
 from lens_rnn.models.check import check
-from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.models.found import FoundAdapter
 from lens_rnn.models.native import is_native_config, read_rwkv4, read_state_spaces
 from lens_rnn.models.rwkv_files import SUFFIXES, read_rwkv, version_of
+from lens_rnn.models.supported import supported
 from lens_rnn.models.weights import listed, read_weights
 from lens_rnn.models.world_tokenizer import VOCABULARY_FILES, read_world_tokenizer
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -33,21 +36,13 @@ _OF_THE_PILE = "(models trained on the Pile use EleutherAI/gpt-neox-20b)"
 log = logging.getLogger(__name__)
 
 
-def wrap_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    revision: str | None = None,
-    *,
-    trust_remote_code: bool = False,
-) -> ModelAdapter:
-    """The checked adapter of a model that is already in memory. trust_remote_code: take an unknown architecture too, if its parts can
-    be found by watching it run.
+def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None) -> ModelAdapter:
+    """The checked adapter of a causal language model that is already in memory: its family's, or one whose parts are found by watching it.
 
-    Raises ModelError for an unknown architecture or a model that does not behave as its adapter declares.
+    Raises ModelError for a model that cannot be taken apart or does not behave as its adapter declares.
     """
-    model_type = model.config.model_type
-    cls = GenericAdapter if trust_remote_code and model_type not in known_architectures() else adapter_class(model_type)
-    adapter = cls(model, tokenizer, revision)
+    kind = adapter_class(model.config.model_type) or FoundAdapter
+    adapter = kind(model, tokenizer, revision)
     check(adapter)
     return adapter
 
@@ -94,15 +89,15 @@ def load_model(
     if native and text is None:
         trouble = f"has no tokenizer beside it {_OF_THE_PILE}"
     torch.nn.Module.to(model, device)
-    adapter = wrap_model(model, text, commit, trust_remote_code=trust_remote_code)
+    adapter = wrap_model(model, text, commit)
     adapter._tokenizer_trouble = trouble
     return adapter
 
 
 def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
     """A model in the layout of transformers, and the commit that the Hub gave."""
-    if isinstance(declared, dict) and "model_type" in declared and not hub["trust_remote_code"]:
-        adapter_class(declared["model_type"])  # refused before transformers, which may not know it either, reads anything more
+    if isinstance(declared, dict) and not hub["trust_remote_code"]:
+        _refuse_unknown(name, declared)
     config = _load(name, "model", AutoConfig.from_pretrained, **hub)
     model, report = _load(
         name,
@@ -123,6 +118,23 @@ def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) 
     if unread := sorted(report["unexpected_keys"]):
         log.warning("%s holds weights that its config.json has no place for: %s", name, listed(unread))
     return model, None if Path(name).is_dir() else hub["revision"] or getattr(config, "_commit_hash", None)
+
+
+def _refuse_unknown(name: str, declared: dict[str, Any]) -> None:
+    """Refuse what only code beside the weights can run, or nothing here, before anything more is read."""
+    model_type = declared.get("model_type")
+    if model_type is None or model_type in CONFIG_MAPPING or model_type in known_architectures():
+        return
+    if declared.get("auto_map"):
+        raise ModelError(
+            f"model type {model_type!r} of {name} is run by code that lies beside its weights; read that code, and give "
+            "--trust-remote-code if you trust it"
+        )
+    since = next((f": it came with {family.since}" for family in supported() if model_type in family.model_types), "")
+    raise ModelError(
+        f"model type {model_type!r} of {name} is unknown to the installed {versions.describe('transformers')}{since}; a newer one may "
+        "have it"
+    )
 
 
 def _read_native(name: str, dtype: torch.dtype | None, revision: str | None) -> tuple[PreTrainedModel, str | None]:

@@ -119,8 +119,6 @@ def read_state_spaces(folder: Path, dtype: torch.dtype | None = torch.float32) -
             raise ModelError(f"{folder}: tie_embeddings is true, but {_HEAD} is another tensor than {_EMBEDDING}")
     with torch.device("meta"):
         model: Any = layer.model(layer.config(**settings))
-    if settings.get("n_groups", 1) > 1 and not hasattr(model.backbone.layers[0].mixer.norm, "group_size"):
-        raise ModelError(f"{folder} has ngroups {settings['n_groups']}, which this transformers norms as one; install a newer one")
     fill(model, weights, str(folder), dtype, official=lambda name: name.replace("backbone.embeddings.", "backbone.embedding."))
     model.tie_weights()
     return model.eval()

@@ -1,7 +1,7 @@
 """The recurrent state of a model: what it remembers of the tokens it has read, as tensors to look at, to copy and to change."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ class RecurrentState:
     """One a block. Names that hold recurrent memory are the adapter's `state_names`; a block of attention has `keys` and `values`."""
     tokens: int
     """How many tokens were read."""
+    carrier: Any = None
+    """What a model of transformers keeps besides its tensors, opaque; of no use without them."""
 
     @property
     def batch(self) -> int:
@@ -33,9 +35,9 @@ class RecurrentState:
 
     def clone(self) -> Self:
         """A copy that shares no memory with this one."""
-        return type(self)([{name: tensor.clone() for name, tensor in block.items()} for block in self.blocks], self.tokens)
+        return type(self)([{name: tensor.clone() for name, tensor in block.items()} for block in self.blocks], self.tokens, self.carrier)
 
     def repeat(self, times: int) -> Self:
         """The state for a batch in which every sequence stands `times` times in a row."""
         repeated = [{name: tensor.repeat_interleave(times, 0) for name, tensor in block.items()} for block in self.blocks]
-        return type(self)(repeated, self.tokens)
+        return type(self)(repeated, self.tokens, self.carrier)

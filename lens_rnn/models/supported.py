@@ -1,4 +1,8 @@
-"""Which families this package knows, where their checkpoints live, and what each was verified against."""
+"""Which families this package knows, what it can do with each, where their checkpoints live, and what each was compared with.
+
+A model whose family is not here is taken apart like the others without a file of their own, and says when it loads what it can do. A test
+derives what stands here by trying a tiny random model of every family.
+"""
 
 from typing import NamedTuple
 
@@ -10,15 +14,26 @@ class Family(NamedTuple):
     model_types: tuple[str, ...]
     """`config.model_type`, or what load_model takes a file for."""
     checkpoints: str
-    verified: str
-    """What its outputs were compared with, by whose code."""
-    state: bool
-    """Whether the recurrent state can be read, copied and changed (`ModelAdapter.advance`)."""
-    layers: str
+    compared: str
+    """What its outputs were compared with."""
+    layers: str = "input of block i"
     """What hidden state i is."""
+    state: tuple[str, ...] = ()
+    """What the recurrent state of a block is called (`RecurrentState.blocks`); empty where there is none that can be reached."""
+    fused: bool = False
+    """Whether whole texts run by equations of this package on the CPU, in float32."""
+    attention: str = ""
+    """What blocks have a view of: hidden attention by channel or head, softmax attention; empty for none."""
+    relevance: bool = False
+    """Whether MambaLRP covers it."""
+    since: str = ""
+    """The release of transformers that it came with, where that is later than the lowest that this package works with."""
 
 
-_AFTER, _BEFORE = "output of block i", "input of block i"
+_OUTPUTS = "output of block i"
+_TRANSFORMERS = "transformers"
+_MAMBA2_HYBRID = ("conv", "ssm")
+_DELTA_HYBRID = ("conv", "delta")
 
 _FAMILIES = (
     Family(
@@ -26,44 +41,84 @@ _FAMILIES = (
         ("mamba",),
         "state-spaces/mamba-130m-hf …; the native state-spaces/mamba-130m …",
         "transformers; a float64 re-implementation for native files",
-        True,
-        _AFTER,
+        _OUTPUTS,
+        ("conv", "ssm"),
+        fused=True,
+        attention="hidden, by channel",
+        relevance=True,
+    ),
+    Family(
+        "Falcon-Mamba",
+        ("falcon_mamba",),
+        "tiiuae/falcon-mamba-7b …",
+        _TRANSFORMERS,
+        _OUTPUTS,
+        ("conv", "ssm"),
+        fused=True,
+        attention="hidden, by channel",
+        relevance=True,
     ),
     Family(
         "Mamba-2",
         ("mamba2",),
         "AntonV/mamba2-130m-hf …; the native state-spaces/mamba2-130m …",
         "transformers; a float64 re-implementation for native files",
-        True,
-        _AFTER,
+        _OUTPUTS,
+        ("conv", "ssm"),
+        fused=True,
+        attention="hidden, by head",
     ),
-    Family("Falcon-Mamba", ("falcon_mamba",), "tiiuae/falcon-mamba-7b …", "transformers", True, _AFTER),
     Family(
         "RWKV-4",
         ("rwkv",),
         "RWKV/rwkv-4-169m-pile …; BlinkDL/rwkv-4-pile-169m/FILE.pth …",
         "transformers, the rwkv package, stored logits",
-        True,
-        _AFTER,
+        _OUTPUTS,
+        ("att_shift", "den", "ffn_shift", "max", "num"),
+        fused=True,
+        attention="hidden, by channel",
     ),
     Family(
         "RWKV-5, 6, 7",
         ("rwkv_official",),
         "BlinkDL/rwkv-5-world/FILE.pth, rwkv-6-world, rwkv-7-world …",
         "the rwkv package; stored logits of 5.2 (at their epsilon, 1e-5) and 6 (quantised: within 0.08)",
-        True,
-        _AFTER,
+        _OUTPUTS,
+        ("att_shift", "ffn_shift", "wkv"),
+        fused=True,
+        attention="hidden, by head",
     ),
-    Family("RecurrentGemma", ("recurrent_gemma",), "google/recurrentgemma-2b …", "transformers", True, _BEFORE),
-    Family("GPT-NeoX (Pythia)", ("gpt_neox",), "EleutherAI/pythia-160m …", "transformers", False, _BEFORE),
-    Family("Llama", ("llama",), "meta-llama/Llama-2-7b-hf …", "transformers", False, _BEFORE),
-    Family("GPT-2", ("gpt2",), "openai-community/gpt2 …", "transformers", False, _BEFORE),
+    Family("RecurrentGemma", ("recurrent_gemma",), "google/recurrentgemma-2b …", _TRANSFORMERS, state=("conv", "lru"), fused=True),
+    Family("Nemotron-H", ("nemotron_h",), "nvidia/Nemotron-H-8B-Base-8K …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
+    Family("Granite-4-H", ("granitemoehybrid",), "ibm-granite/granite-4.0-h-tiny …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
+    Family("Falcon-H1", ("falcon_h1",), "tiiuae/Falcon-H1-0.5B-Base …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
+    Family("Bamba", ("bamba",), "ibm-ai-platform/Bamba-9B-v2 …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
+    Family("Zamba, Zamba2", ("zamba", "zamba2"), "Zyphra/Zamba2-1.2B …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
+    Family("Jamba", ("jamba",), "ai21labs/AI21-Jamba-Reasoning-3B …", _TRANSFORMERS, state=("conv", "ssm")),
+    Family("Qwen3-Next", ("qwen3_next",), "Qwen/Qwen3-Next-80B-A3B-Instruct …", _TRANSFORMERS, state=_DELTA_HYBRID),
+    Family(
+        "Qwen3.5",
+        ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"),
+        "Qwen/Qwen3.5-0.8B-Base …, the folders with a vision part too",
+        _TRANSFORMERS,
+        state=_DELTA_HYBRID,
+    ),
+    Family("OLMo-Hybrid", ("olmo_hybrid",), "allenai/Olmo-Hybrid-7B …", _TRANSFORMERS, state=_DELTA_HYBRID),
+    Family("Kimi-Linear", ("kimi_linear",), "moonshotai/Kimi-Linear-48B-A3B-Base …", _TRANSFORMERS, state=_DELTA_HYBRID),
+    Family("LFM2", ("lfm2", "lfm2_moe"), "LiquidAI/LFM2-350M …", _TRANSFORMERS, state=("conv",)),
+    Family("MiniMax", ("minimax",), "MiniMaxAI/MiniMax-Text-01-hf …", _TRANSFORMERS, state=("kv",)),
+    Family("xLSTM", ("xlstm",), "NX-AI/xLSTM-7b …", _TRANSFORMERS),
+    Family(
+        "transformers, as controls",
+        ("gpt_neox", "llama", "gpt2", "qwen3", "gemma2", "gemma3_text", "mistral", "olmo2", "phi3", "gpt_oss", "cohere", "granite", "opt"),
+        "EleutherAI/pythia-160m, Qwen/Qwen3-0.6B-Base … and every other causal model of transformers",
+        _TRANSFORMERS,
+    ),
     Family(
         "code beside the weights",
         ("*",),
         "RWKV/rwkv-5-world-1b5, fla-hub/rwkv7-… with --trust-remote-code",
         "its own logits, when it loads",
-        False,
         "found when it loads",
     ),
 )
@@ -72,3 +127,18 @@ _FAMILIES = (
 def supported() -> tuple[Family, ...]:
     """The families that `load_model` takes. All run on the CPU and on CUDA GPUs, those with code of their own where that code does."""
     return _FAMILIES
+
+
+def table() -> str:
+    """The same as the README's table, in Markdown."""
+    columns = ("family", "hidden state i", "state", "fused on the CPU", "attention to look at", "relevance", "checkpoints", "compared with")
+    lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    for family in _FAMILIES:
+        since = f" (transformers {family.since} and later)" if family.since else ""
+        cells = (
+            *(family.name + since, family.layers, ", ".join(f"`{name}`" for name in family.state) or "–"),
+            *("yes" if family.fused else "–", family.attention or "–", "yes" if family.relevance else "–"),
+            *(family.checkpoints, family.compared),
+        )
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" for line in lines)

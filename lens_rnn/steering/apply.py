@@ -76,8 +76,7 @@ def advance_steered(
     for token in input_ids.split(1, dim=1):
         step, state = adapter.advance(token, steer_state(state, vectors, multiplier, layers))
         steps.append(step)
-    hidden = tuple(torch.cat(layer, 1) for layer in zip(*(step.hidden_states for step in steps), strict=True))
-    return Forward(hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1)), state
+    return Forward.joined(steps), state
 
 
 def _chosen(h: Tensor, positions: int | slice | Tensor) -> Tensor:

@@ -4,13 +4,14 @@ A recurrence that is linear in its inputs is a causal matrix in disguise, one fo
 arXiv 2403.01590). Each family's `recurrence` has its matrix; here are the pass over a text, means over channels, and rollout.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import ATTENTION, adapter_class
+from lens_rnn.models.mixing import Mixing
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
 
 import torch
@@ -22,13 +23,16 @@ _COPIES = 3  # of those matrices that exist at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HiddenAttention:
-    """One matrix a layer: the mean over its channels or heads."""
+    """One matrix for each way in which a layer mixes tokens, most often one a layer: the mean over its channels or heads."""
 
     layers: tuple[int, ...]
+    """The layer of each matrix."""
+    kinds: tuple[str, ...]
+    """What each matrix is of: "recurrence", of hybrids "mamba-2", "gated delta net" or "attention"."""
     n_layers: int
-    """How many the model has."""
+    """How many layers the model has."""
     matrices: Tensor
-    """(layers, tokens, tokens), float32, on the CPU: row i is the token that reads. Nothing above the diagonal."""
+    """(matrices, tokens, tokens), float32, on the CPU: row i is the token that reads. Nothing above the diagonal."""
     unit: Literal["channel", "head"]
     """What was averaged over."""
     units: tuple[int, ...] | None
@@ -36,11 +40,22 @@ class HiddenAttention:
     signed: bool
     """Whether it is the mean of the weights, or of their absolute values."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one matrix for every layer of the model, in order."""
+        return self.layers == tuple(range(self.n_layers))
+
+    @property
+    def titles(self) -> list[str]:
+        """What to call each matrix: of a hybrid with its kind."""
+        several = len(set(self.kinds)) > 1
+        return [f"layer {i}, {kind}" if several else f"layer {i}" for i, kind in zip(self.layers, self.kinds, strict=True)]
+
 
 def attention_models() -> list[str]:
-    """Model types that have this view."""
+    """Model types with a file of their own that have this view; of the others, hybrids and transformers have it too."""
     kinds = {name: adapter_class(name) for name in known_architectures()}
-    return [name for name, kind in kinds.items() if issubclass(kind, RecurrentAdapter) and kind.attention_unit]
+    return [name for name, kind in kinds.items() if kind and issubclass(kind, RecurrentAdapter) and kind.attention_unit]
 
 
 def hidden_attention(
@@ -52,29 +67,33 @@ def hidden_attention(
     signed: bool = False,
 ) -> HiddenAttention:
     """The hidden attention of one text, input_ids (tokens), in each layer: the mean over channels or heads, by default of absolute values.
+    Of a hybrid also the softmax attention of its attention blocks.
 
-    layers: which, by default all; layer i is block i. units: which channels or heads, by default all. Memory: tokens² float32 a layer, and
-    three times as many bytes as the matrices of a block of channels, 8 MiB or those of one.
+    layers: which, by default all that have it; layer i is block i. units: which channels or heads, by default all. Memory: tokens² float32
+    a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or those of one.
 
     Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there, DataError for a text
     that cannot be read or whose matrices do not fit into memory, with the estimate.
     """
-    adapter, ids = _with_attention(adapter), one_text(adapter, input_ids)
-    chosen = range(adapter.n_layers) if layers is None else layers
-    matrices = []
+    there, ids = _layers_with_attention(adapter), one_text(adapter, input_ids)
+    chosen = there if layers is None else layers
+    _check_layers(adapter, chosen)
+    kinds, matrices = [], []
     with_block = _block(ids.shape[1]) * _COPIES + len(chosen)
     refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers")
-    for weights, wanted in _each_layer(adapter, ids, chosen, units):
+    for mixing, wanted in _each_mixing(adapter, ids, chosen, units):
         total = torch.zeros(ids.shape[1], ids.shape[1], device=ids.device)  # (tokens, tokens)
         for part in wanted.split(_block(ids.shape[1])):
-            block = weights(part)
-            total += (block if signed else block.abs_()).sum(0)
+            block = mixing.weights(part)
+            total += (block if signed else block.abs()).sum(0)
         matrices.append((total / len(wanted)).cpu())
+        kinds.append(mixing)
     return HiddenAttention(
-        layers=tuple(chosen),
+        layers=tuple(mixing.layer for mixing in kinds),
+        kinds=tuple(mixing.kind for mixing in kinds),
         n_layers=adapter.n_layers,
         matrices=torch.stack(matrices),
-        unit=adapter.attention_unit or "channel",
+        unit=kinds[0].unit,
         units=None if units is None else tuple(units),
         signed=signed,
     )
@@ -83,19 +102,19 @@ def hidden_attention(
 def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], layer: int, units: Sequence[int] | None = None) -> Tensor:
     """The hidden attention of each chosen channel or head of a layer, by default of all: (units, tokens, tokens), float32, signed.
 
-    Applied to the inputs of the recurrence it gives its output. Errors as for `hidden_attention`.
+    Applied to the inputs of the recurrence it gives its output. Of a block that mixes in two ways, the recurrence. Errors as for
+    `hidden_attention`.
     """
-    adapter, ids = _with_attention(adapter), one_text(adapter, input_ids)
+    _layers_with_attention(adapter)
+    ids = one_text(adapter, input_ids)
     _check_layers(adapter, [layer])
-    count = adapter.attention_units(layer) if units is None else len(units)
-    with_block = _block(ids.shape[1]) * _COPIES + count
-    refuse_what_does_not_fit(
-        adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], f"shorten it or choose fewer {adapter.attention_unit}s"
-    )
-    ((weights, wanted),) = _each_layer(adapter, ids, [layer], units)
+    count = adapter.attention_units(layer) if isinstance(adapter, RecurrentAdapter) and units is None else len(units or ())
+    needed = 4.0 * ids.shape[1] ** 2 * (_block(ids.shape[1]) * _COPIES + count)
+    refuse_what_does_not_fit(adapter, needed, ids.shape[1], "shorten it or choose fewer channels or heads")
+    mixing, wanted = next(_each_mixing(adapter, ids, [layer], units))
     out = torch.empty(len(wanted), ids.shape[1], ids.shape[1], device=ids.device)
     for place, part in zip(out.split(_block(ids.shape[1])), wanted.split(_block(ids.shape[1])), strict=True):
-        place.copy_(weights(part))
+        place.copy_(mixing.weights(part))
     return out
 
 
@@ -125,20 +144,22 @@ def shares(matrix: Tensor) -> Tensor:
 # --- the pass --------------------------------------------------------------------------------------------------------------------
 
 
-def _with_attention(adapter: ModelAdapter) -> RecurrentAdapter:
-    if not (isinstance(adapter, RecurrentAdapter) and adapter.attention_unit):
+def _layers_with_attention(adapter: ModelAdapter) -> list[int]:
+    if not any(adapter.mixing_kinds):
         raise ModelError(
             f"model type {adapter.model_type!r} has no hidden attention, as its blocks are no linear recurrence that is known here; "
-            f"these have: {', '.join(attention_models())}"
+            f"these have: {', '.join(attention_models())}, and hybrids of Mamba-2, gated delta nets and attention"
         )
     if reason := adapter.off.get(ATTENTION):
         raise ModelError(f"{adapter.name} goes without its hidden attention: {reason}")
-    return adapter
+    return [layer for layer, kinds in enumerate(adapter.mixing_kinds) if kinds]
 
 
 def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
     if not layers or not all(0 <= layer < adapter.n_layers for layer in layers):
         raise ConfigError(f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
+    if without := [layer for layer in layers if not adapter.mixing_kinds[layer]]:
+        raise ConfigError(f"layer {without[0]} of {adapter.name} mixes no tokens in a way that has a matrix; choose others")
 
 
 def _block(tokens: int) -> int:
@@ -147,17 +168,11 @@ def _block(tokens: int) -> int:
 
 
 @torch.no_grad()
-def _each_layer(
-    adapter: RecurrentAdapter, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None
-) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor]]:
-    """Of each layer its weights and the units that are wanted, after one pass of the model over ids (1, tokens)."""
-    _check_layers(adapter, layers)
-    for layer in layers:
-        count = adapter.attention_units(layer)
-        if units is not None and not (units and all(0 <= unit < count for unit in units)):
+def _each_mixing(adapter: ModelAdapter, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None) -> Iterator[tuple[Mixing, Tensor]]:
+    """How each layer mixes the tokens of ids (1, tokens), and the channels or heads that are wanted."""
+    for mixing in adapter.mixings(ids, layers):
+        if units is not None and not (units and all(0 <= unit < mixing.units for unit in units)):
             said = ", ".join(map(str, units)) or "(none)"
-            raise ConfigError(f"{adapter.attention_unit}s {said} of layer {layer}: choose from 0 to {count - 1}")
-    inputs = adapter.block_inputs(ids)
-    for layer in layers:
-        wanted = torch.arange(adapter.attention_units(layer)) if units is None else torch.tensor(units)
-        yield adapter.recurrence(layer, inputs[layer]).weights, wanted.to(ids.device)
+            raise ConfigError(f"{mixing.unit}s {said} of layer {mixing.layer}: choose from 0 to {mixing.units - 1}")
+        wanted = torch.arange(mixing.units) if units is None else torch.tensor(units)
+        yield mixing, wanted.to(ids.device)

@@ -55,8 +55,8 @@ def attention_panels(attention: HiddenAttention) -> dict[str, np.ndarray]:
     (tokens, tokens) each, in groups of tokens where there are more than MOST_CELLS; NaN above the diagonal.
     """
     matrices = attention.matrices.abs()
-    panels = {f"layer {layer}": shares(matrix) for layer, matrix in zip(attention.layers, matrices, strict=True)}
-    if attention.layers == tuple(range(attention.n_layers)) and not attention.signed:
+    panels = {title: shares(matrix) for title, matrix in zip(attention.titles, matrices, strict=True)}
+    if attention.is_whole and not attention.signed:
         panels["rollout"] = rollout(attention.matrices)
     return {title: _grouped(matrix.numpy()) for title, matrix in panels.items()}
 

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from lens_rnn.errors import ConfigError, ModelError
-from lens_rnn.models import ModelAdapter, RecurrentAdapter, capped, known_architectures
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import FUSED, adapter_class
 from lens_rnn.models.families.recurrent import PLAIN, Passage, Rules
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
@@ -70,7 +70,7 @@ class Relevance:
 def relevance_models() -> list[str]:
     """Model types that have this view."""
     kinds = {name: adapter_class(name) for name in known_architectures()}
-    return [name for name, kind in kinds.items() if issubclass(kind, RecurrentAdapter) and kind.takes_rules]
+    return [name for name, kind in kinds.items() if kind and issubclass(kind, RecurrentAdapter) and kind.takes_rules]
 
 
 def relevance(
@@ -128,7 +128,7 @@ def read_logits(adapter: ModelAdapter, lens: Lens | None, explained: Explained, 
     if explained.layer is None or lens is None:
         return adapter.logits(rules.norm(adapter.final_norm, hidden))
     z = lens.transform_hidden(hidden, explained.layer)
-    return capped(lens.unembed.unembedding(rules.norm(lens.unembed.final_norm, z).to(adapter.dtype)), adapter.logit_cap)
+    return adapter.logit_map(lens.unembed.unembedding(rules.norm(lens.unembed.final_norm, z).to(adapter.dtype)))
 
 
 def _resolved(adapter: ModelAdapter, explained: Explained, tokens: int, lens: Lens | None) -> Explained:

@@ -2,7 +2,7 @@
 
 from lens_rnn.fitting.objective import FusedObjective, default_chunk_tokens
 from lens_rnn.lens import TunedLens, Unembedding
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import LogitMap, ModelAdapter
 from tests.reference import objective as naive
 
 import pytest
@@ -81,14 +81,16 @@ def test_gradients_for_drawn_labels_equal_autograd(tiny_model: ModelAdapter, los
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("scale", [1.0, 1.7])
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_a_cap_on_the_logits_has_its_derivative(
-    models_of_every_family: dict[str, ModelAdapter], loss: str, precision: torch.dtype, tolerance: float
+def test_the_map_of_the_logits_has_its_derivative(
+    models_of_every_family: dict[str, ModelAdapter], loss: str, scale: float, precision: torch.dtype, tolerance: float
 ) -> None:
-    """RecurrentGemma's c · tanh(x ÷ c), for the loss and for drawn labels, where it bends most logits."""
+    """c · tanh(s x ÷ c), for the loss and for drawn labels, where it bends most logits."""
     adapter = models_of_every_family["recurrent_gemma"]
     z, final, ids, unembedding = _batch(adapter, precision)
-    assert unembedding.cap == adapter.logit_cap == 1.5
+    assert unembedding.logit_map == adapter.logit_map == (1.0, 1.5)
+    unembedding.logit_map = LogitMap(scale, 1.5)
     assert (unembedding(z).abs() > 1).float().mean() > 0.1, "the check needs logits near the cap"
     objective = FusedObjective(unembedding, loss, fisher=True)
     drawn = torch.randint(adapter.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))

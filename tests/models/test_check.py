@@ -109,8 +109,8 @@ def test_a_hidden_attention_that_is_wrong_is_switched_off(monkeypatch: pytest.Mo
     monkeypatch.setattr(MambaAdapter, "recurrence", wrong)
     adapter = wrap_model(make_model("mamba"))
     assert set(adapter.off) == {ATTENTION}
-    assert "goes without its hidden attention: its weights do not give what the recurrence gives" in warning(caplog)
-    assert "goes without its hidden attention: its weights" in refusal(lambda: hidden_attention(adapter, IDS[0]))
+    assert "goes without its hidden attention: the weights of a recurrence do not give what it gives" in warning(caplog)
+    assert "goes without its hidden attention: the weights" in refusal(lambda: hidden_attention(adapter, IDS[0]))
     assert adapter.advance(IDS)[1].tokens == 12
 
 
@@ -194,7 +194,8 @@ def test_one_hidden_state_more_is_refused_in_one_line(family: str, monkeypatch: 
     message = refusal(lambda: wrap_model(model))
     blocks = len(model.base_model.blocks if family == "rwkv4" else model.base_model.layers)
     assert f"model type {model.config.model_type!r}" in message
-    assert f"{blocks + 2} hidden states where {blocks + 1} are declared" in message
+    declared = f"0 stacks of {blocks + 1} blocks" if family == "neox" else f"{blocks + 2} hidden states where {blocks + 1} are declared"
+    assert declared in message
     assert f"transformers {transformers.__version__} (tested with {versions.TESTED['transformers'][0]}" in message
 
 

@@ -6,8 +6,7 @@ from lens_rnn.errors import ModelError
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens, TunedLens
-from lens_rnn.models import ModelAdapter, RecurrentState, known_architectures, load_model, supported
-from lens_rnn.models.adapter import adapter_class
+from lens_rnn.models import ModelAdapter, RecurrentState, load_model
 from tests.conftest import ALL_FAMILIES, make_model, save_model
 from tests.fitting.test_fit import make_blocks
 
@@ -184,12 +183,3 @@ def test_a_lens_is_fitted_saved_loaded_and_evaluated(family: str, tmp_path: Path
     assert figures.model.kl == pytest.approx(0, abs=1e-6)
     if adapter.states_after_blocks:
         assert figures.lenses["tuned"][adapter.n_layers - 1].kl == 0
-
-
-def test_what_is_said_to_be_supported_is_registered_and_the_other_way_round() -> None:
-    said = {name: family for family in supported() for name in family.model_types if name != "*"}
-    assert said.keys() == {name for name in known_architectures() if not name.startswith(("another", "mamba-of"))}
-    for name, family in said.items():
-        cls = adapter_class(name)
-        assert family.state == bool(cls.state_names), name
-        assert ("output" in family.layers) == cls.states_after_blocks, name

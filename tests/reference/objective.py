@@ -8,8 +8,8 @@ from torch import Tensor
 
 def kl(z: Tensor, final: Tensor, unembedding: Unembedding) -> Tensor:
     """KL(p ‖ q) per token; z and final are (tokens, d_model), before and after the final norm."""
-    logits = unembedding.unembedding(final)
-    cap = unembedding.cap
+    scale, cap = unembedding.logit_map
+    logits = scale * unembedding.unembedding(final)
     log_p = (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
     log_q = unembedding(z).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -11,6 +11,7 @@ from lens_rnn.views import attention as module
 from lens_rnn.views import inputs as inputs_module
 from lens_rnn.views.attention import attention_models, hidden_attention, rollout, unit_attention
 from tests.conftest import VOCAB_SIZE
+from tests.models.tiny_hybrids import is_here, make_hybrid
 from tests.reference import views as naive
 from tests.rwkv_weights import official_weights
 
@@ -133,6 +134,61 @@ def test_nothing_overflows_where_a_token_forgets_everything(tokens: int) -> None
         torch.testing.assert_close(decayed_products(q, k, log_decay), expected)
 
 
+def hooks_of(adapter: ModelAdapter) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in adapter.model.modules())
+
+
+MAMBA2_HYBRIDS = ["nemotron_h", "granitemoehybrid", "falcon_h1", "bamba", "zamba2"]
+DELTA_HYBRIDS = ["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "kimi_linear"]
+
+
+@pytest.mark.parametrize("name", [*MAMBA2_HYBRIDS, *DELTA_HYBRIDS])
+def test_the_recurrent_blocks_of_hybrids(name: str, ids: Tensor) -> None:
+    """What transformers' own code makes of the values, before the norm, is what the matrices make of them."""
+    if not is_here(name):
+        pytest.skip(f"this transformers has no {name}")
+    adapter = wrap_model(make_hybrid(name))
+    assert adapter.off == {}
+    kind = "mamba-2" if name in MAMBA2_HYBRIDS else "gated delta net"
+    layers = [i for i, kinds in enumerate(adapter.mixing_kinds) if kind in kinds]
+    assert len(layers) >= 2
+    hooks = hooks_of(adapter)
+    for mixing in adapter.mixings(ids[None], layers):
+        if mixing.kind == kind:
+            made = torch.einsum("uij,juw->iuw", mixing.weights(torch.arange(mixing.units)), mixing.values.float())
+            torch.testing.assert_close(made, mixing.outputs, rtol=1e-5, atol=1e-5 * float(mixing.outputs.abs().max()))
+    assert hooks_of(adapter) == hooks, "ours go; transformers leaves some of its own"
+
+
+@pytest.mark.parametrize(("name", "kinds"), [
+    ("nemotron_h", ("mamba-2", "attention", "mamba-2")),
+    ("qwen3_next", ("gated delta net", "gated delta net", "attention", "gated delta net")),
+    ("falcon_h1", ("mamba-2", "attention") * 4),
+    ("lfm2", ("attention",)),
+    ("qwen3", ("attention",) * 4),
+])  # fmt: skip
+def test_a_hybrid_is_seen_whole_each_layer_by_its_kind(name: str, kinds: tuple[str, ...], ids: Tensor) -> None:
+    adapter = wrap_model(make_hybrid(name))
+    found = hidden_attention(adapter, ids)
+    assert found.kinds == kinds
+    assert torch.equal(found.matrices, found.matrices.tril())
+    softmax = [matrix for matrix, kind in zip(found.matrices, kinds, strict=True) if kind == "attention"]
+    for matrix in softmax:
+        torch.testing.assert_close(matrix.sum(-1), torch.ones(TOKENS))
+    with torch.no_grad():
+        adapter.model.set_attn_implementation("eager")
+        theirs = [t for t in adapter.model(ids[None], output_attentions=True).attentions if t is not None and t.ndim == 4]
+        adapter.model.set_attn_implementation("sdpa")
+    for matrix, expected in zip(softmax, theirs, strict=True):
+        torch.testing.assert_close(matrix, expected[0].mean(0))
+    several = len(set(kinds)) > 1
+    assert found.titles[0] == (f"layer {found.layers[0]}, {kinds[0]}" if several else f"layer {found.layers[0]}")
+    without = [i for i, there in enumerate(adapter.mixing_kinds) if not there]
+    for layer in without:
+        with pytest.raises(ConfigError, match=f"layer {layer} of .* mixes no tokens in a way that has a matrix"):
+            hidden_attention(adapter, ids, [layer])
+
+
 # --- means, blocks, rollout --------------------------------------------------------------------------------------------------
 
 
@@ -181,11 +237,11 @@ def test_rollout() -> None:
 
 
 @pytest.mark.parametrize("view", [hidden_attention, lambda adapter, ids: unit_attention(adapter, ids, 0)])
-@pytest.mark.parametrize("name", ["neox", "recurrent_gemma"])
+@pytest.mark.parametrize("name", ["recurrent_gemma"])
 def test_a_model_without_it_says_which_have_it(
     name: str, view: Callable, models_of_every_family: dict[str, ModelAdapter], ids: Tensor
 ) -> None:
-    with pytest.raises(ModelError, match="these have: falcon_mamba, mamba, mamba2, rwkv, rwkv_official"):
+    with pytest.raises(ModelError, match="these have: falcon_mamba, mamba, mamba2, rwkv, rwkv_official, and hybrids"):
         view(models_of_every_family[name], ids)
 
 
@@ -227,7 +283,7 @@ def test_a_text_for_which_there_is_no_memory(tiny_mamba: ModelAdapter, monkeypat
     gib = 4 * 1e12 / 2**30
     with pytest.raises(DataError, match=f"1,000,000 tokens .* needs about {6 * gib:,.1f} GiB, .* shorten the text or ask for fewer layers"):
         hidden_attention(tiny_mamba, long)
-    with pytest.raises(DataError, match=f"needs about {67 * gib:,.1f} GiB, .* choose fewer channels"):
+    with pytest.raises(DataError, match=f"needs about {67 * gib:,.1f} GiB, .* choose fewer channels or heads"):
         unit_attention(tiny_mamba, long, 0)
     sizes = {"SC_PHYS_PAGES": 2, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(inputs_module.os, "sysconf", sizes.__getitem__)

@@ -34,7 +34,8 @@ def names(tokens: int) -> list[str]:
 def make_attention(tokens: int, layers: int, signed: bool = False) -> HiddenAttention:
     matrices = torch.randn(layers, tokens, tokens, generator=torch.Generator().manual_seed(0)).tril()
     shown = matrices if signed else matrices.abs()
-    return HiddenAttention(layers=tuple(range(layers)), n_layers=max(2, layers), matrices=shown, unit="channel", units=None, signed=signed)
+    shape = {"layers": tuple(range(layers)), "kinds": ("recurrence",) * layers, "n_layers": max(2, layers)}
+    return HiddenAttention(**shape, matrices=shown, unit="channel", units=None, signed=signed)
 
 
 def make_relevance(tokens: int, layers: int = 3) -> Relevance:

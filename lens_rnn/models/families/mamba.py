@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from lens_rnn.models import recurrences, scans
 from lens_rnn.models.adapter import register
-from lens_rnn.models.families.recurrent import PLAIN, BlockState, Passage, Recurrence, RecurrentAdapter, Rules
+from lens_rnn.models.families.recurrent import PLAIN, BlockState, Passage, RecurrentAdapter, Rules
 from lens_rnn.models.matrices import decayed_products
+from lens_rnn.models.recurrence import Recurrence
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class BackboneAdapter(RecurrentAdapter):
 
     states_after_blocks = True
     state_names = ("conv", "ssm")
+    lora_modules = ("in_proj",)
+    """Its other maps have no gradient on some path: kernels take their weights past the module."""
 
     @property
     def family(self) -> str:

@@ -6,13 +6,15 @@ nothing.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import mul
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from lens_rnn.models.adapter import FUSED, Forward, ModelAdapter
+from lens_rnn.models.mixing import RECURRENCE, Mixing
+from lens_rnn.models.recurrence import Recurrence
 from lens_rnn.models.state import BlockState, RecurrentState
 
 import torch
@@ -53,17 +55,6 @@ class Passage:
     rules: Rules = PLAIN
     first_values: Tensor | None = None
     """The values of the first block, into which later blocks of RWKV-7 mix theirs."""
-
-
-class Recurrence(NamedTuple):
-    """The recurrence of one block over one text, as a causal matrix for each channel or head, from the empty state."""
-
-    weights: Callable[[Tensor], Tensor]
-    """From indices of channels or heads (chosen) to their matrices (chosen, tokens, tokens), float32; row i is the token that reads."""
-    values: Tensor
-    """What is read (tokens, units, width)."""
-    outputs: Tensor
-    """What the block's own recurrence makes of them (tokens, units, width): weights @ values."""
 
 
 class RecurrentAdapter(ModelAdapter):
@@ -119,6 +110,19 @@ class RecurrentAdapter(ModelAdapter):
         """What each block is given (batch, seq, d_model) in a pass over input_ids (batch, seq)."""
         hidden = self.forward(input_ids).hidden_states
         return [self.embed(input_ids), *hidden[:-1]] if self.states_after_blocks else [*hidden]
+
+    @property
+    def mixing_kinds(self) -> tuple[tuple[str, ...], ...]:
+        return ((RECURRENCE,) if self.attention_unit else (),) * len(self.blocks)
+
+    def mixings(self, input_ids: Tensor, layers: Sequence[int]) -> Iterator[Mixing]:
+        if not self.attention_unit:
+            yield from super().mixings(input_ids, layers)
+            return
+        inputs = self.block_inputs(input_ids)
+        for layer in layers:
+            weights, values, outputs = self.recurrence(layer, inputs[layer])
+            yield Mixing(layer, RECURRENCE, self.attention_unit, self.attention_units(layer), weights, values, outputs)
 
     def attention_units(self, index: int) -> int:
         """How many channels or heads block `index` has."""

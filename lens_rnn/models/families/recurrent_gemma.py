@@ -35,10 +35,6 @@ class RecurrentGemmaAdapter(RecurrentAdapter):
     def final_norm(self) -> nn.Module:
         return self.model.model.final_norm
 
-    @property
-    def logit_cap(self) -> float | None:
-        return float(self.model.config.logits_soft_cap)
-
     def embed(self, input_ids: Tensor) -> Tensor:
         x = super().embed(input_ids)
         scale = torch.tensor(self.model.config.hidden_size**0.5, dtype=torch.bfloat16, device=x.device)  # in bfloat16 at all times

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lens_rnn.models.adapter import register
-from lens_rnn.models.families.recurrent import BlockState, Passage, Recurrence, RecurrentAdapter
+from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
 from lens_rnn.models.families.rwkv_blocks import MODEL_TYPE, RWKVBlock, RWKVConfig
+from lens_rnn.models.recurrence import Recurrence
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,7 @@ class RWKVAdapter(RecurrentAdapter):
     states_after_blocks = True
     state_names = ("att_shift", "wkv", "ffn_shift")
     attention_unit = "head"
+    lora_modules = ("key", "value", "receptance", "output")
 
     @property
     def family(self) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 from lens_rnn.models import recurrences, scans
 from lens_rnn.models.adapter import register
-from lens_rnn.models.families.recurrent import BlockState, Passage, Recurrence, RecurrentAdapter
+from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
+from lens_rnn.models.recurrence import Recurrence
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class RWKV4Adapter(RecurrentAdapter):
     states_after_blocks = True
     state_names = ("ffn_shift", "att_shift", *_SUMS)
     attention_unit = "channel"
+    lora_modules = ("key", "value", "receptance", "output")
 
     @property
     def blocks(self) -> nn.ModuleList:

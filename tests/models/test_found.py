@@ -1,17 +1,20 @@
-"""Models whose code comes with their weights: only with the flag, found by watching them run, and refused where they cannot be."""
+"""Models whose family has no file here, code beside the weights included: found by watching them run, and refused where they cannot be."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lens_rnn.models import load_model, wrap_model
 from lens_rnn.models.check import check
-from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.models.found import FoundAdapter
+from lens_rnn.models.head import LogitMap
 from tests.conftest import make_model
 from tests.models.test_adapter import refusal
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerBase
 
 CODE = """
 import torch
@@ -93,9 +96,11 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, states: str) ->
 @pytest.mark.parametrize("states", ["before", "after"])
 def test_code_beside_the_weights(states: str, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     folder = checkpoint(tmp_path / "model", byte_tokenizer, states)
-    assert "'gated_rnn' is not supported" in refusal(lambda: load_model(folder)), "no code runs without the flag"
+    message = refusal(lambda: load_model(folder))
+    assert "'gated_rnn'" in message
+    assert "code that lies beside its weights; read that code, and give --trust-remote-code if you trust it" in message
     model = load_model(folder, trust_remote_code=True)
-    assert isinstance(model, GenericAdapter)
+    assert isinstance(model, FoundAdapter)
     assert (model.n_layers, model.states_after_blocks, model.state_names) == (3, states == "after", ())
     assert model.final_norm is model.model.inner.last_norm
     ids = torch.randint(257, (2, 9))
@@ -111,18 +116,21 @@ def test_code_beside_the_weights(states: str, tmp_path: Path, byte_tokenizer: Pr
 def test_a_model_that_tells_no_hidden_states_is_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     folder = checkpoint(tmp_path / "model", byte_tokenizer, "never")
     message = refusal(lambda: load_model(folder, trust_remote_code=True))
-    assert "0 stacks of 0 blocks" in message
+    assert "cannot be taken apart: 0 stacks of 0 blocks" in message
+    assert "(found: a head from 24 to 257, 1 hidden states)" in message
     assert "subclass lens_rnn.models.ModelAdapter" in message
 
 
-@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba", "neox", "llama", "gpt2"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "falcon_mamba", "recurrent_gemma"])
 def test_what_watching_finds_is_what_the_familys_own_adapter_declares(family: str) -> None:
-    """Not of RWKV-4, which halves its stream, RecurrentGemma, which caps its logits, and RWKV-5 to 7, which have no base model."""
+    """Not of RWKV-4, which halves its stream, and RWKV-5 to 7, which have no base model."""
     model = make_model(family)
-    own, found = wrap_model(model), GenericAdapter(model)
+    own, found = wrap_model(model), FoundAdapter(model)
+    check(found)
     assert list(found.blocks) == list(own.blocks)
     assert found.final_norm is own.final_norm
     assert found.states_after_blocks == own.states_after_blocks
+    assert found.logit_map == own.logit_map == LogitMap(1.0, 1.5 if family == "recurrent_gemma" else None)
 
 
 BROKEN = {
@@ -158,6 +166,35 @@ def test_an_edit_where_blocks_are_called_by_keyword(tmp_path: Path, byte_tokeniz
     assert model.forward(ids).hidden_states[1].abs().sum() > 0
 
 
-def test_a_cap_that_nobody_told_of_is_found_by_the_check() -> None:
-    model = make_model("recurrent_gemma")
-    assert "does not reproduce the logits" in refusal(lambda: check(GenericAdapter(model)))
+def test_what_looks_ahead_is_refused() -> None:
+    """An encoder has hidden states, blocks and a head, and predicts no next token."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = BertLMHeadModel(BertConfig(vocab_size=96, **sizes, is_decoder=False))
+    assert refusal(lambda: wrap_model(model.eval())).startswith("model type 'bert'")
+
+
+def test_attention_that_looks_ahead_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("neox")
+
+    def shifted(ids: Tensor) -> Tensor:
+        return (ids + ids[:, -1:]) % 96
+
+    base, inner = type(model.base_model), type(model.base_model).forward
+    monkeypatch.setattr(base, "forward", lambda self, input_ids, **kwargs: inner(self, shifted(input_ids), **kwargs))
+    assert "depends on later tokens, as in an encoder" in refusal(lambda: wrap_model(model))
+
+
+def test_several_heads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits that do not follow from the final state alone are no cap(scale · (U u + b))."""
+    model = make_model("neox")
+    forward = type(model).forward
+
+    def blended(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits + torch.linspace(-1, 1, output.logits.shape[-1])
+        return output
+
+    monkeypatch.setattr(type(model), "forward", blended)
+    message = refusal(lambda: wrap_model(model))
+    assert "its logits are not cap(scale · (U u + b)) of its normed final state u, for any scale and cap" in message

@@ -1,48 +1,43 @@
-"""Models whose code comes with their weights (`--trust-remote-code`): their parts are found by watching one pass, then checked like any."""
+"""Blocks, final norm and the meaning of hidden states of any causal language model, found by watching one pass."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+from lens_rnn import versions
 from lens_rnn.errors import ModelError
-from lens_rnn.models.adapter import ModelAdapter
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-class GenericAdapter(ModelAdapter):
-    """For a model that returns hidden states as transformers' models do: one before or after each block, then the normed last.
+class Parts(NamedTuple):
+    """What a lens has to know of a model, besides its head."""
 
-    The recurrent state of such a model cannot be reached.
-    """
-
-    def __init__(self, model: PreTrainedModel, *args: Any):
-        super().__init__(model, *args)
-        self._blocks, self._final_norm, after = _watch(self.model)
-        self.states_after_blocks = after  # type: ignore[misc] # of this model, where other adapters know it of the class
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self._blocks
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self._final_norm
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    states_after_blocks: bool
+    """Whether hidden state i is the output of block i, or its input."""
 
 
 @torch.no_grad()
-def _watch(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module, bool]:
-    """Blocks, final norm, and whether hidden states are the blocks' outputs, as one pass over a few tokens shows them.
+def find_parts(model: PreTrainedModel) -> Parts:
+    """The parts of a causal language model, as one pass over a few tokens shows them.
 
-    Raises ModelError, naming the model type and what was not found.
+    Raises ModelError, naming the model type, what was found and what was missing.
     """
+    found: list[str] = []
 
     def refuse(what: str) -> ModelError:
-        return ModelError(f"model type {model.config.model_type!r}: {what}; subclass lens_rnn.models.ModelAdapter for it")
+        so_far = f" (found: {', '.join(found)})" if found else ""
+        return ModelError(
+            f"model type {model.config.model_type!r} cannot be taken apart: {what}{so_far}; subclass lens_rnn.models.ModelAdapter for it, "
+            f"or try another version: {versions.describe('transformers')}"
+        )
 
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise refuse("it has no linear head")
+    found.append(f"a head from {head.in_features:,} to {head.out_features:,}")
     calls: list[tuple[nn.Module, Tensor | None, Tensor | None]] = []  # in the order in which modules end
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -61,6 +56,7 @@ def _watch(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module, bool]:
             hook.remove()
     if not states:
         raise refuse("it returns no hidden states")
+    found.append(f"{len(states)} hidden states")
     if model.base_model is model:
         raise refuse("it has no base model that runs without the head")
     order = [id(module) for module, _, _ in calls]
@@ -68,6 +64,7 @@ def _watch(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module, bool]:
     stacks = [stack for stack in stacks if [i for i in order if i in set(map(id, stack))] == list(map(id, stack))]
     if len(stacks) != 1:
         raise refuse(f"{len(stacks)} stacks of {len(states) - 1} blocks, each of which runs once, were found, not one")
+    found.append(f"{len(stacks[0])} blocks of {type(stacks[0][0]).__name__}")
     inside = {id(module) for block in stacks[0] for module in block.modules()}
     into_head = next((given for module, given, _ in calls if module is head), None)
     if into_head is None:
@@ -77,15 +74,15 @@ def _watch(model: PreTrainedModel) -> tuple[nn.ModuleList, nn.Module, bool]:
         for module, given, output in calls
         if id(module) not in inside
         and module is not head
-        and _same(output, into_head)
+        and _proportional(output, into_head)
         and given is not None
-        and not _same(given, output)
+        and not _proportional(output, given)
         and given.is_floating_point()
     ]
     if not norms:
         raise refuse("no module was found that makes the head's input out of a hidden state")
     before_first = next(given for module, given, _ in calls if module is stacks[0][0])
-    return stacks[0], norms[0], not _same(states[0], before_first)
+    return Parts(stacks[0], norms[0], not _same(states[0], before_first))
 
 
 def _copy(value: Any) -> Tensor | None:
@@ -94,3 +91,13 @@ def _copy(value: Any) -> Tensor | None:
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
+
+
+def _proportional(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether one is a multiple of the other: some models scale the normed state before the head."""
+    if a is None or b is None or a.shape != b.shape or not a.is_floating_point() or not b.is_floating_point():
+        return False
+    if torch.equal(a, b):
+        return True
+    a, b = a.double().flatten(), b.double().flatten()
+    return bool((a @ b).square() > (1 - 1e-6) * (a @ a) * (b @ b)) and bool(a @ b > 0)
