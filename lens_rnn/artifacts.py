@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -132,10 +132,19 @@ def sha256_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Hash of named tensors: names, shapes, dtypes and bytes, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().data)
+        for part, data in _parts(name, tensor.detach()):
+            digest.update(f"{part}{tuple(data.shape)}{data.dtype}".encode())
+            digest.update(data.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors that a tensor is made of: itself, or of a quantised one its values, scales and what else it holds."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for inner in tensor.__tensor_flatten__()[0]:
+        yield from _parts(f"{name}.{inner}", getattr(tensor, inner))
 
 
 def _local(resource: str | Path) -> Path | None:

@@ -9,6 +9,7 @@ from typing import Self
 from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError, ConfigError
 from lens_rnn.models import ModelAdapter
+from lens_rnn.models.head import plain_copy
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Unembedding(Unembed):
     def __init__(self, adapter: ModelAdapter):
         nn.Module.__init__(self)  # tuned-lens's own constructor knows nine architectures only
         self.final_norm = deepcopy(adapter.final_norm).float()
-        self.unembedding = deepcopy(adapter.head)
+        self.unembedding = plain_copy(adapter.head, adapter.dtype)
         self.logit_map = adapter.logit_map
         self.requires_grad_(False)
 

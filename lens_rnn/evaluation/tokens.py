@@ -22,12 +22,16 @@ def token_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 
     @cache
     def read(token: int) -> str:
-        piece: str | None = tokenizer.convert_ids_to_tokens([token])[0]
+        piece: str | None
+        try:
+            piece = tokenizer.convert_ids_to_tokens([token])[0]
+            text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        except (IndexError, KeyError, ValueError):  # Python tokenizers such as ByT5's, of ids that they do not have
+            piece = None
         if piece is None:
             return f"⟨{token}⟩"
         if "▁" in piece:  # SentencePiece's space, which is lost when a token is decoded by itself
             return piece.replace("▁", " ")
-        text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
         if "\ufffd" in text and bytes_of.keys() >= set(piece):
             return bytes(bytes_of[letter] for letter in piece).decode(errors="backslashreplace")
         return text

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 from lens_rnn.errors import ModelError
-from lens_rnn.models.head import LogitMap
+from lens_rnn.models.head import LogitMap, is_plain
 from lens_rnn.models.mixing import Mixing
 from lens_rnn.models.state import RecurrentState
+from lens_rnn.models.vocabularies import hint
 
 import torch
 from torch import Tensor, nn
@@ -110,17 +111,29 @@ class ModelAdapter(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.head.weight.dtype
+        """That of the head's products: of a quantised model, what its embeddings are in."""
+        weight = self.head.weight if is_plain(self.head) else self.model.get_input_embeddings().weight
+        return weight.dtype if weight.dtype.is_floating_point else torch.float32
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether its weights have fewer bits than they are computed with, as transformers has loaded them."""
+        return bool(getattr(self.model, "is_quantized", False))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, which may know fewer ids than the model.
+
+        Raises ModelError if there is none, or if it gives ids that the model has not; by the size of the vocabulary, the
+        error names one that fits.
+        """
         if self._tokenizer is None:
-            raise ModelError(f"{self.name} {self._tokenizer_trouble}; name one with --tokenizer")
+            raise ModelError(f"{self.name} {self._tokenizer_trouble}; {hint(self.vocab_size)}")
         highest = max(self._tokenizer.get_vocab().values())
         if highest >= self.vocab_size:
             raise ModelError(
                 f"the tokenizer {self._tokenizer.name_or_path} has ids up to {highest:,}, and {self.name} a vocabulary of "
-                f"{self.vocab_size:,}; name the model's own with --tokenizer"
+                f"{self.vocab_size:,}; {hint(self.vocab_size)}"
             )
         return self._tokenizer
 

@@ -6,6 +6,7 @@ here is treated like any other.
 """
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ModelError
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 _SIZES = torch.logspace(-2, 3.5, 12)  # root mean squares of the products that a model is asked about; float16 ends at 65,504
 _SATURATED = 0.5  # logits below this part of what they would be without a cap are near it
+_UNIT_VECTORS = 256  # of a quantised head's inputs, at a time
+_QUANTISED = 3e-2  # a head that quantises what it is given, too, is linear up to this
 _ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 
 
@@ -43,8 +46,8 @@ class LogitMap(NamedTuple):
 
 
 @torch.no_grad()
-def measure(model: Any, norm: nn.Module, head: nn.Linear) -> LogitMap:
-    """The map of a causal language model whose final norm and head are these.
+def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) -> LogitMap:
+    """The map of a causal language model whose final norm and head are these. dtype: what the head takes.
 
     One pass over some tokens, in which the norm's output is replaced by states whose products with the head have known sizes. Raises
     ModelError, in words that follow the model's name, if the logits are of another form.
@@ -52,7 +55,7 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear) -> LogitMap:
     taken: list[Tensor] = []
 
     def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        product = head(output.to(_dtype_of(head, output))).float()
+        product = head(output.to(dtype)).float()
         sizes = _SIZES.to(output.device)[: output.shape[1], None]
         taken.append((output.float() * (sizes / product.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-20))).to(output.dtype))
         return taken[-1]
@@ -65,12 +68,14 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear) -> LogitMap:
         hook.remove()
     if len(taken) != 1:
         raise ModelError(f"the final norm ran {len(taken)} times in one pass, not once")
-    product = head(taken[0].to(_dtype_of(head, taken[0]))).float()
+    product = head(taken[0].to(dtype)).float()
     if logits.shape != product.shape:
         raise ModelError(f"its logits have the shape {tuple(logits.shape)} where the head's product has {tuple(product.shape)}")
-    tolerance = _ROUNDING.get(taken[0].dtype, 1e-4)
+    tolerance = _ROUNDING[dtype] if is_plain(head) else _QUANTISED
     found = LogitMap(*_fitted(product, logits, model.config, tolerance))
     error = (found(product) - logits).norm(dim=-1) / logits.norm(dim=-1).clamp_min(1e-20)  # each size by itself
+    if not found.scale:
+        raise ModelError("its logits do not depend on its normed final state")
     if not bool((error <= tolerance).all()):
         raise ModelError("its logits are not cap(scale · (U u + b)) of its normed final state u, for any scale and cap")
     return found
@@ -106,7 +111,23 @@ def _numbers(settings: Any) -> Iterator[float]:
             yield float(value)
 
 
-def _dtype_of(head: nn.Module, state: Tensor) -> torch.dtype:
-    """What a head takes: a quantised one has integer weights, and takes what comes."""
-    weight = getattr(head, "weight", None)
-    return weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1 else state.dtype
+def is_plain(head: nn.Linear) -> bool:
+    """Whether a head's weight is a matrix of floating-point numbers, and not a quantised one."""
+    return type(head.weight.data) is Tensor and head.weight.dtype in _ROUNDING
+
+
+@torch.no_grad()
+def plain_copy(head: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    """A copy of a head that is no longer quantised: of a quantised one the matrix that it multiplies by, in `dtype`, as its own products
+    with unit vectors show it."""
+    if is_plain(head):
+        return deepcopy(head)
+    device = next(head.parameters()).device
+    copy = nn.Linear(head.in_features, head.out_features, head.bias is not None, device=device, dtype=dtype)
+    nothing = head(torch.zeros(1, head.in_features, device=device, dtype=dtype))  # the bias
+    for start in range(0, head.in_features, _UNIT_VECTORS):
+        units = torch.eye(head.in_features, device=device, dtype=dtype)[start : start + _UNIT_VECTORS]
+        copy.weight[:, start : start + len(units)] = (head(units) - nothing).T
+    if copy.bias is not None:
+        copy.bias.copy_(nothing[0])
+    return copy

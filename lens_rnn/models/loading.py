@@ -1,7 +1,6 @@
 """Finding a model, in a folder or on the Hub, and handing it to its adapter. Each way in which that can fail is one line."""
 
 import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,24 +13,21 @@ from lens_rnn.models.found import FoundAdapter
 from lens_rnn.models.native import is_native_config, read_rwkv4, read_state_spaces
 from lens_rnn.models.rwkv_files import SUFFIXES, read_rwkv, version_of
 from lens_rnn.models.supported import supported
+from lens_rnn.models.tokenizers import own_tokenizer, read_tokenizer, tokenizer_beside, tokenizer_of_bytes
+from lens_rnn.models.vocabularies import BYTES
 from lens_rnn.models.weights import listed, read_weights
-from lens_rnn.models.world_tokenizer import VOCABULARY_FILES, read_world_tokenizer
 
 import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-WORLD_VOCABULARY = 65_536
-_OF_THE_PILE = "(models trained on the Pile use EleutherAI/gpt-neox-20b)"
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +58,12 @@ def load_model(
     file, .pth or .safetensors, here or on the Hub as OWNER/REPOSITORY/FILE.
     dtype: torch dtype or its name, or "auto", the checkpoint's own; by default float32 on the CPU and "auto" elsewhere.
     device: by default a GPU if there is one.
-    tokenizer: folder or Hub name of another tokenizer than the model's own, or an rwkv_vocab_*.txt file.
+    tokenizer: folder or Hub name of another tokenizer than the model's own, or an rwkv_vocab_*.txt file. Or "bytes", made
+    here for models of 256 to 260 ids: a text ends in id 256 or, of 256 ids, in id 0. A folder of that name is "./bytes", or
+    a Path.
 
-    Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its check.
+    Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its check,
+    and if the tokenizer that is named cannot be read or made.
     """
     name = _expanded(str(name_or_path))
     device = _resolve_device(device)
@@ -72,33 +71,37 @@ def load_model(
     stored = None if wanted == "auto" else wanted
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     model: PreTrainedModel
-    native = False
     if file := _rwkv_file(name, revision):
         model, commit = _read_file(file, name, stored), _commit_of(file)
     else:
         declared, _ = _load(name, "model", PreTrainedConfig.get_config_dict, revision=revision)
         native = is_native_config(declared)
-        model, commit = _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, hub)
-    if tokenizer:
+        model, commit = _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, device, hub)
+    text: PreTrainedTokenizerBase | None
+    trouble = ""
+    if tokenizer == BYTES:
+        text = tokenizer_of_bytes(_vocab_size(model))
+    elif tokenizer:
         its = _expanded(str(tokenizer))
-        text, trouble = _load(its, "tokenizer", _read_tokenizer, trust_remote_code=trust_remote_code), ""
+        text = _load(its, "tokenizer", read_tokenizer, trust_remote_code=trust_remote_code)
     elif file:
-        text, trouble = _tokenizer_beside(file, model.config.vocab_size)
+        text, trouble = tokenizer_beside(file, _vocab_size(model))
     else:
-        text, trouble = _own_tokenizer(name, hub)
-    if native and text is None:
-        trouble = f"has no tokenizer beside it {_OF_THE_PILE}"
-    torch.nn.Module.to(model, device)
+        text, trouble = own_tokenizer(name, hub)
+    if not getattr(model, "is_quantized", False):  # quantised weights lie where they were loaded to
+        torch.nn.Module.to(model, device)
     adapter = wrap_model(model, text, commit)
     adapter._tokenizer_trouble = trouble
     return adapter
 
 
-def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
+def _read_pretrained(name: str, declared: Any, dtype: Any, device: torch.device, hub: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
     """A model in the layout of transformers, and the commit that the Hub gave."""
     if isinstance(declared, dict) and not hub["trust_remote_code"]:
         _refuse_unknown(name, declared)
     config = _load(name, "model", AutoConfig.from_pretrained, **hub)
+    quantised = isinstance(declared, dict) and "quantization_config" in declared
+    placed = {"device_map": {"": device}} if quantised else {}  # the libraries of quantisation do not move weights afterwards
     model, report = _load(
         name,
         "model",
@@ -107,6 +110,7 @@ def _read_pretrained(name: str, declared: Any, dtype: Any, hub: dict[str, Any]) 
         dtype=dtype,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported below by name
+        **placed,
         **hub,
     )
     absent = sorted(report["missing_keys"])
@@ -188,6 +192,12 @@ def _read_file(file: Path, name: str, dtype: torch.dtype | None) -> PreTrainedMo
     return model
 
 
+def _vocab_size(model: PreTrainedModel) -> int:
+    """Rows of a model's head, as ModelAdapter.vocab_size; what its configuration says where it names no head."""
+    head = model.get_output_embeddings()
+    return int(model.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+
+
 def _resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | Literal["auto"]:
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
@@ -231,40 +241,6 @@ def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> An
         raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}{hint}") from error
     except Exception as error:  # safetensors and tokenizers raise their own types for a damaged file
         raise ModelError(f"cannot load {what} {name}: {type(error).__name__}: {_one_line(error)}") from error
-
-
-def _read_tokenizer(name: str, **hub: Any) -> PreTrainedTokenizerBase:
-    if name.endswith(".txt") or any(Path(name).glob(VOCABULARY_FILES)):
-        return read_world_tokenizer(name)
-    tokenizer = AutoTokenizer.from_pretrained(name, **hub)
-    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
-        # from the model type alone transformers makes a tokenizer with no word in it, which would read every text as nothing
-        raise FileNotFoundError("no tokenizer files")
-    return tokenizer
-
-
-def _own_tokenizer(name: str, hub: dict[str, Any]) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer beside a model, or None and what is wrong with it: a model is usable on token ids without one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _read_tokenizer(name, **hub), ""
-        except FileNotFoundError:
-            return None, "has no tokenizer beside it"
-        except Exception as error:  # the tokenizers package raises just this for a damaged file
-            return None, f"has no usable tokenizer beside it ({_one_line(error)})"
-
-
-def _tokenizer_beside(file: Path, vocab_size: int) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer for an official RWKV file: what lies in its folder, else the World vocabulary where the model has its size."""
-    if (file.parent / "tokenizer.json").exists() or any(file.parent.glob(VOCABULARY_FILES)):
-        return _own_tokenizer(str(file.parent), {})
-    if vocab_size != WORLD_VOCABULARY:
-        return None, f"has no tokenizer beside it {_OF_THE_PILE}"
-    try:
-        return read_world_tokenizer(None), ""
-    except ModelError as error:
-        return None, f"needs the World tokenizer ({error})"
 
 
 def _one_line(error: BaseException) -> str:

@@ -34,6 +34,8 @@ _OUTPUTS = "output of block i"
 _TRANSFORMERS = "transformers"
 _MAMBA2_HYBRID = ("conv", "ssm")
 _DELTA_HYBRID = ("conv", "delta")
+_SOFTMAX = "softmax, by head"
+_BOTH = f"hidden, by head; {_SOFTMAX}"
 
 _FAMILIES = (
     Family(
@@ -89,30 +91,33 @@ _FAMILIES = (
         attention="hidden, by head",
     ),
     Family("RecurrentGemma", ("recurrent_gemma",), "google/recurrentgemma-2b …", _TRANSFORMERS, state=("conv", "lru"), fused=True),
-    Family("Nemotron-H", ("nemotron_h",), "nvidia/Nemotron-H-8B-Base-8K …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
-    Family("Granite-4-H", ("granitemoehybrid",), "ibm-granite/granite-4.0-h-tiny …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
-    Family("Falcon-H1", ("falcon_h1",), "tiiuae/Falcon-H1-0.5B-Base …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
-    Family("Bamba", ("bamba",), "ibm-ai-platform/Bamba-9B-v2 …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
-    Family("Zamba, Zamba2", ("zamba", "zamba2"), "Zyphra/Zamba2-1.2B …", _TRANSFORMERS, state=_MAMBA2_HYBRID),
-    Family("Jamba", ("jamba",), "ai21labs/AI21-Jamba-Reasoning-3B …", _TRANSFORMERS, state=("conv", "ssm")),
-    Family("Qwen3-Next", ("qwen3_next",), "Qwen/Qwen3-Next-80B-A3B-Instruct …", _TRANSFORMERS, state=_DELTA_HYBRID),
+    Family("Nemotron-H", ("nemotron_h",), "nvidia/Nemotron-H-8B-Base-8K …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family("Granite-4-H", ("granitemoehybrid",), "ibm-granite/granite-4.0-h-tiny …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family("Falcon-H1", ("falcon_h1",), "tiiuae/Falcon-H1-0.5B-Base …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family("Bamba", ("bamba",), "ibm-ai-platform/Bamba-9B-v2 …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family("Zamba2", ("zamba2",), "Zyphra/Zamba2-1.2B …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family("Zamba", ("zamba",), "Zyphra/Zamba-7B-v1 …", _TRANSFORMERS, state=("conv", "ssm"), attention=_SOFTMAX),
+    Family("Jamba", ("jamba",), "ai21labs/AI21-Jamba-Reasoning-3B …", _TRANSFORMERS, state=("conv", "ssm"), attention=_SOFTMAX),
+    Family("Qwen3-Next", ("qwen3_next",), "Qwen/Qwen3-Next-80B-A3B-Instruct …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
     Family(
         "Qwen3.5",
         ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"),
         "Qwen/Qwen3.5-0.8B-Base …, the folders with a vision part too",
         _TRANSFORMERS,
         state=_DELTA_HYBRID,
+        attention=_BOTH,
     ),
-    Family("OLMo-Hybrid", ("olmo_hybrid",), "allenai/Olmo-Hybrid-7B …", _TRANSFORMERS, state=_DELTA_HYBRID),
-    Family("Kimi-Linear", ("kimi_linear",), "moonshotai/Kimi-Linear-48B-A3B-Base …", _TRANSFORMERS, state=_DELTA_HYBRID),
-    Family("LFM2", ("lfm2", "lfm2_moe"), "LiquidAI/LFM2-350M …", _TRANSFORMERS, state=("conv",)),
-    Family("MiniMax", ("minimax",), "MiniMaxAI/MiniMax-Text-01-hf …", _TRANSFORMERS, state=("kv",)),
+    Family("OLMo-Hybrid", ("olmo_hybrid",), "allenai/Olmo-Hybrid-7B …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
+    Family("Kimi-Linear", ("kimi_linear",), "moonshotai/Kimi-Linear-48B-A3B-Base …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
+    Family("LFM2", ("lfm2", "lfm2_moe"), "LiquidAI/LFM2-350M …", _TRANSFORMERS, state=("conv",), attention=_SOFTMAX),
+    Family("MiniMax", ("minimax",), "MiniMaxAI/MiniMax-Text-01-hf …", _TRANSFORMERS, state=("kv",), attention=_SOFTMAX),
     Family("xLSTM", ("xlstm",), "NX-AI/xLSTM-7b …", _TRANSFORMERS),
     Family(
         "transformers, as controls",
         ("gpt_neox", "llama", "gpt2", "qwen3", "gemma2", "gemma3_text", "mistral", "olmo2", "phi3", "gpt_oss", "cohere", "granite", "opt"),
         "EleutherAI/pythia-160m, Qwen/Qwen3-0.6B-Base … and every other causal model of transformers",
         _TRANSFORMERS,
+        attention=_SOFTMAX,
     ),
     Family(
         "code beside the weights",

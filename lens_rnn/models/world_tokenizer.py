@@ -1,7 +1,9 @@
 """The RWKV "World" tokenizer: greedy longest match of a text's UTF-8 bytes against the entries of a vocabulary file.
 
-Each line of the file (rwkv_vocab_v20230424.txt) is `id literal length`: a number from 1, a Python literal of type str or bytes, and the
-length of its UTF-8 bytes. Id 0 is the end of text and is not in the file.
+Each line of the file (rwkv_vocab_v20230424.txt) is `id literal length`: a number from 1, a Python literal of type str or
+bytes, and the length of its UTF-8 bytes. Id 0 is the end of text and is not in the file. The file may leave out any other
+id too: no text becomes it, and where a model predicts it there is no token (None) and it decodes to nothing, as with
+transformers' fast tokenizers.
 """
 
 import ast
@@ -12,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lens_rnn.errors import ModelError
+from lens_rnn.models.vocabularies import WORLD_FILE
 
 from transformers import AddedToken, PreTrainedTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY_FILES = "rwkv_vocab_*.txt"
 
-_OFFICIAL = "rwkv_vocab_v20230424.txt"
 _PREFIX = 5  # bytes that decide which lengths are tried: 4 is faster on Chinese and slower on English, 6 the reverse
 _SHORT = tuple(range(_PREFIX - 1, 0, -1))
 
@@ -74,13 +76,13 @@ class WorldTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._ids.get(token)
 
-    def _convert_id_to_token(self, index: int) -> str:
+    def _convert_id_to_token(self, index: int) -> Any:
         # A model has more outputs than the vocabulary has entries: 65,536 and 65,529. The rest stand for no bytes.
-        return self._tokens.get(index, "")
+        return self._tokens.get(index)
 
-    def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """The text of the tokens' bytes together; bytes that are no UTF-8 become U+FFFD."""
-        return "".join(tokens).encode("latin-1").decode("utf-8", errors="replace")
+    def convert_tokens_to_string(self, tokens: Any) -> str:
+        """The text of the tokens' bytes together; bytes that are no UTF-8 become U+FFFD, and ids that have no token nothing."""
+        return "".join(filter(None, tokens or ())).encode("latin-1").decode("utf-8", errors="replace")
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write the vocabulary under its own name, led by `rwkv_vocab_` if it is not, so that its folder can be read. Returns its path."""
@@ -110,7 +112,9 @@ def read_world_tokenizer(path: str | Path | None) -> WorldTokenizer:
 
     Raises ModelError if there is no such file, or naming the first line that is malformed.
     """
-    file = _official_file() if path is None else Path(path)
+    file = official_file() if path is None else Path(path)
+    if file is None:
+        raise ModelError(f"the World vocabulary is not installed: pip install 'lens-rnn[rwkv]', or name {WORLD_FILE} with --tokenizer")
     if file.is_dir():
         held = sorted(file.glob(VOCABULARY_FILES))
         if len(held) != 1:
@@ -120,12 +124,13 @@ def read_world_tokenizer(path: str | Path | None) -> WorldTokenizer:
     return WorldTokenizer(_read_entries(file), file)
 
 
-def _official_file() -> Path:
+def official_file() -> Path | None:
+    """The vocabulary file of the `rwkv` package, where that is installed."""
     spec = find_spec("rwkv")  # does not import it: its __init__ is not ours to run
     for folder in (spec and spec.submodule_search_locations) or ():
-        if (file := Path(folder, _OFFICIAL)).is_file():
+        if (file := Path(folder, WORLD_FILE)).is_file():
             return file
-    raise ModelError(f"the World vocabulary is not installed: pip install 'lens-rnn[rwkv]', or name {_OFFICIAL} with --tokenizer")
+    return None
 
 
 def _read_entries(path: Path) -> dict[int, bytes]:
@@ -146,11 +151,11 @@ def _read_entries(path: Path) -> dict[int, bytes]:
                 entries[index] = entry
                 known.add(entry)
     except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not UTF-8 text, so no vocabulary; name a file like {_OFFICIAL}") from error
+        raise ModelError(f"{path} is not UTF-8 text, so no vocabulary; name a file like {WORLD_FILE}") from error
     except OSError as error:
-        raise ModelError(f"cannot read the vocabulary {path}: {error.strerror}; name a file like {_OFFICIAL}") from error
+        raise ModelError(f"cannot read the vocabulary {path}: {error.strerror}; name a file like {WORLD_FILE}") from error
     if not entries:
-        raise ModelError(f"the vocabulary {path} is empty; name a file like {_OFFICIAL}")
+        raise ModelError(f"the vocabulary {path} is empty; name a file like {WORLD_FILE}")
     return entries
 
 

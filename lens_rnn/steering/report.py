@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.steering.evaluation import Interval, Scores, Target, mean_interval
@@ -118,10 +119,10 @@ def _vector_reading(experiment: Experiment, adapter: ModelAdapter, lens: TunedLe
     questions = experiment.contrast.test
     reading = read_vector(lens, experiment.vectors.residual(layer), layer, mean_hidden(adapter, questions, layer))
     up, down = top_tokens(reading)
-    question = questions[0]
+    read, question = token_reader(adapter.tokenizer), questions[0]
     return {
         "layer": layer,
-        "promoted": [adapter.tokenizer.decode([i]) for i in up],
-        "suppressed": [adapter.tokenizer.decode([i]) for i in down],
+        "promoted": [read(i) for i in up],
+        "suppressed": [read(i) for i in down],
         "answers": {"matching": float(reading[question.matching]), "other": float(reading[question.other])},
     }

@@ -266,7 +266,7 @@ def test_a_missing_tokenizer_matters_only_when_it_is_used(folder: Path, ids: Ten
         path.unlink()
     model = load_model(folder)
     assert model.forward(ids).final.isfinite().all()
-    assert refusal(lambda: model.tokenizer) == f"{folder} has no tokenizer beside it; name one with --tokenizer"
+    assert refusal(lambda: model.tokenizer) == f"{folder} has no tokenizer beside it; --tokenizer bytes fits its 257 ids"
 
 
 def test_a_damaged_tokenizer_is_named_as_such(folder: Path) -> None:

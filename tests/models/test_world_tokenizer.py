@@ -10,8 +10,10 @@ from typing import Any
 
 from lens_rnn.data import DataConfig, load_blocks
 from lens_rnn.errors import ModelError
-from lens_rnn.models import world_tokenizer
+from lens_rnn.evaluation.tokens import token_reader
+from lens_rnn.models import world_tokenizer, wrap_model
 from lens_rnn.models.world_tokenizer import WorldTokenizer, read_world_tokenizer
+from tests.conftest import make_model
 
 import pytest
 
@@ -122,6 +124,52 @@ def test_as_the_definition_on_vocabularies_full_of_near_misses(tmp_path: Path, s
     path.write_text("".join(f"{i} {entry!r} {len(entry)}\n" for entry, i in ids.items()))
     texts = ["".join(rng.choices("ab", k=length)) for length in range(60)]
     assert encode(read_world_tokenizer(path), texts) == [longest_match(text.encode(), ids) for text in texts]
+
+
+# --- ids that the file leaves out ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gappy(tmp_path: Path) -> WorldTokenizer:
+    """The entries of `small`, with no id 10 to 19 and none from 276 to 999."""
+    path = tmp_path / "rwkv_vocab_gappy.txt"
+    ids = [*range(1, 10), *range(20, 276), *range(1000, 1001)]
+    path.write_text("".join(f"{i} {entry!r} {len(entry)}\n" for i, entry in zip(ids, BYTES + WORDS, strict=True)))
+    return read_world_tokenizer(path)
+
+
+def test_ids_that_the_file_leaves_out_stand_for_nothing(gappy: WorldTokenizer) -> None:
+    """As in transformers' fast tokenizers: no token, no text."""
+    left_out = [10, 19, 276, 999, 1001, 65_535]
+    (a,) = gappy.encode("a")
+    assert gappy.convert_ids_to_tokens([9, *left_out, a]) == ["\x08", *[None] * 6, "a"]
+    assert gappy.convert_ids_to_tokens(10) is None
+    assert gappy.decode([a, *left_out, a]) == gappy.decode([a, *left_out, a], skip_special_tokens=True) == "aa"
+    assert [gappy.decode(i) for i in left_out] == [gappy.decode([i]) for i in left_out] == [""] * 6
+    assert gappy.batch_decode([[10], [a]]) == ["", "a"]
+    read = token_reader(gappy)
+    assert [read(i) for i in (0, 10, 65_535, a)] == ["<|endoftext|>", "⟨10⟩", "⟨65535⟩", "a"]
+
+
+def test_ids_that_the_file_leaves_out_are_never_given(gappy: WorldTokenizer, small: WorldTokenizer) -> None:
+    known = set(gappy.get_vocab().values())
+    assert (len(known), max(known), len(gappy)) == (267, 1000, 267)
+    texts = random_texts(BYTES + WORDS, 60)
+    ids = encode(gappy, texts)
+    assert {i for row in ids for i in row} <= known
+    assert gappy.batch_decode(ids) == texts == small.batch_decode(encode(small, texts))
+
+
+def test_a_vocabulary_with_gaps_is_saved_packed_and_used(gappy: WorldTokenizer, tmp_path: Path, token_cache: Path) -> None:
+    gappy.save_pretrained(tmp_path / "saved")
+    assert read_world_tokenizer(tmp_path / "saved").get_vocab() == gappy.get_vocab()
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"the {i} é"}) + "\n" for i in range(60)))
+    blocks = load_blocks(DataConfig(data=str(tmp_path / "texts.jsonl"), seq_len=8), "fit", gappy)
+    assert blocks.tokens.max() <= 1000
+    assert "the 1 é<|endoftext|>" in gappy.decode(blocks.tokens.ravel().tolist())
+    assert wrap_model(make_model("mamba", 1024), gappy).tokenizer is gappy
+    small = wrap_model(make_model("mamba", 1000), gappy)
+    assert "has ids up to 1,000, and" in refusal(lambda: small.tokenizer)
 
 
 # --- what transformers makes of it -----------------------------------------------------------------------------------------------

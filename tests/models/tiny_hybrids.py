@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 VOCAB_SIZE = 96
 
@@ -103,3 +103,12 @@ def make_hybrid(model_type: str, seed: int = 0) -> PreTrainedModel:
             if parameter.ndim >= 2 and not name.endswith("A_log"):
                 parameter.normal_(std=1.2 * parameter.shape[-1] ** -0.5)
     return model.eval()
+
+
+def make_vision_model(model_type: str) -> PreTrainedModel:
+    """A whole Qwen3.5 with its vision part, of which a lens looks at the language model."""
+    vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "out_hidden_size": 32, "patch_size": 4}
+    text = _COMMON | SETTINGS[f"{model_type}_text"] | {"model_type": f"{model_type}_text"}
+    config = AutoConfig.for_model(model_type, text_config=text, vision_config=vision | {"num_position_embeddings": 16})
+    torch.manual_seed(0)
+    return AutoModelForImageTextToText.from_config(config)
