@@ -8,11 +8,12 @@ from typing import Self
 
 from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError, ConfigError
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import LogitMap, ModelAdapter
 from lens_rnn.models.head import plain_copy
 
 import torch
 from torch import Tensor, nn
+from tuned_lens import model_surgery
 from tuned_lens.nn import lenses as stock
 from tuned_lens.nn.unembed import Unembed
 
@@ -44,6 +45,16 @@ class Unembedding(Unembed):
     def sha256(self) -> str:
         """Hash of norm and head as loaded."""
         return artifacts.sha256_of(self.state_dict().items())
+
+
+def stock_attaches(adapter: ModelAdapter) -> bool:
+    """Whether tuned-lens, without this package, attaches a lens to this model as it is here: it finds the same norm and head by itself, and
+    their logits are the model's (of a scale or a cap it knows nothing)."""
+    try:
+        norm, head = model_surgery.get_final_norm(adapter.model), model_surgery.get_unembedding_matrix(adapter.model)
+    except (NotImplementedError, ValueError, AttributeError):  # an architecture that it does not know, or another head or norm
+        return False
+    return norm is adapter.final_norm and head is adapter.head and adapter.logit_map == LogitMap()
 
 
 class _Generates(stock.Lens):

@@ -1,14 +1,18 @@
-"""The house rules of lens_rnn, read from its source: who may import whom, and what no module does.
+"""The house rules of lens_rnn, read from its source: who may import whom, who may name an architecture, and what no module does.
 
     errors → models → hub → artifacts → lens → evaluation → fitting, steering, elk, views → viewer → the scripts
 
-`data`, `processes`, `compiled`, `versions`, and the drawing of result files (`evaluation.curves` and what stands on it) are leaves. A new
-module is listed in ROOMS.
+`data`, `processes`, `compiled`, `versions`, `looks`, and the drawing of result files (`evaluation.curves` and what stands on it) are
+leaves. A new module is listed in ROOMS.
 """
 
 import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from lens_rnn.looks import LOOKS
+from lens_rnn.models import known_architectures
+from tests.models import tiny_hybrids
 
 import pytest
 
@@ -26,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "compiled": set(),
     "data": {"errors"},
     "processes": {"errors"},
+    "looks": set(),
     "models": {"errors", "compiled", "versions"},
     "hub": {"errors"},
     "artifacts": {"errors", "hub"},
@@ -33,11 +38,11 @@ ROOMS: dict[str, set[str]] = {
     "lens": {"errors", "models", "hub", "artifacts"},
     "evaluation.canvas": set(),
     "evaluation.curves": {"errors"},
-    "evaluation.results": {"errors", "evaluation.curves"},
-    "evaluation.plots": {"errors", "evaluation.canvas", "evaluation.curves"},
+    "evaluation.results": {"errors", "looks", "evaluation.curves"},
+    "evaluation.plots": {"errors", "looks", "evaluation.canvas", "evaluation.curves"},
     "evaluation.matrix": {"evaluation.canvas", "evaluation.curves"},
     "evaluation.summary": {"evaluation.curves"},
-    "evaluation.figures": {"errors"} | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
+    "evaluation.figures": {"errors", "looks"} | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
     "evaluation": _LENS | _TOOLS,
     "fitting": _WORK | {"compiled"},
     "steering": _WORK,
@@ -48,6 +53,12 @@ ROOMS: dict[str, set[str]] = {
 }
 SIBLINGS = ("fitting", "steering", "elk", "views")
 SCRIPTS = ("train", "eval", "tests", "benchmarks")
+
+# Families and types of models. What depends on them is in the room `models`, behind its adapters.
+ARCHITECTURES = {*known_architectures(), *tiny_hybrids.SETTINGS, *tiny_hybrids.CONTROLS, *LOOKS}
+MAY_NAME_ANY = ("looks", "evaluation.results")  # what families are called and look like; how published files of three are laid out
+NAME_OTHER_THINGS = {"steering/pairs.py": {"llama"}}  # a layout of prompts, for models of any architecture
+NO_FAMILY = "lens_rnn.models.families.recurrent"  # what the families with a file share
 
 MOST_LINES = 350
 
@@ -134,12 +145,27 @@ def loading_breaches(tree: ast.Module, file: str) -> Iterator[str]:
             yield f"{file}:{node.lineno} calls {name} with allow_pickle"
 
 
+def naming_breaches(tree: ast.Module, file: str) -> Iterator[str]:
+    """Whatever depends on an architecture is asked of its adapter: a family's name in another room is a fact that stands twice."""
+    room = room_of(dotted(file))
+    if room == "models" or room in MAY_NAME_ANY:
+        return
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    names = ARCHITECTURES - NAME_OTHER_THINGS.get(file, set())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and node.value in names and id(node) not in docstrings:
+            yield f"{file}:{node.lineno} names {node.value}; ask the adapter, or, for what is drawn and written, lens_rnn.looks"
+    for line, name in imports(tree, file):
+        if name.startswith("lens_rnn.models.families.") and name != NO_FAMILY:
+            yield f"{file}:{line} imports {name}: what a family knows is asked of its adapter"
+
+
 def length_breaches(source: str, file: str) -> Iterator[str]:
     if (lines := source.count("\n")) > MOST_LINES:
         yield f"{file} has {lines} lines, {MOST_LINES} are enough; split it"
 
 
-RULES = [import_breaches, docstring_breaches, printing_breaches, loading_breaches]
+RULES = [import_breaches, docstring_breaches, printing_breaches, loading_breaches, naming_breaches]
 
 
 # --- the package keeps them --------------------------------------------------------------------------------------------------
@@ -204,6 +230,7 @@ def test_the_rooms_have_a_direction() -> None:
         ("processes.py", "from lens_rnn import data"),
         ("cli.py", "from lens_rnn.models import ModelAdapter"),
         ("compiled.py", "from lens_rnn.errors import LensRNNError"),
+        ("looks.py", "from lens_rnn.models import known_architectures"),
         ("evaluation/metrics.py", "from lens_rnn.compiled import exp"),
         ("evaluation/plots.py", "from lens_rnn.models import ModelAdapter"),
         ("evaluation/plots.py", "from lens_rnn.evaluation import metrics"),
@@ -243,6 +270,7 @@ def test_an_import_against_the_direction_is_seen(file: str, source: str) -> None
         ("models/recurrences.py", "from lens_rnn.compiled import exp"),
         ("fitting/rows_cpu.py", "from lens_rnn.compiled import exp"),
         ("evaluation/plots.py", "from lens_rnn.evaluation.curves import Curves"),
+        ("evaluation/plots.py", "from lens_rnn.looks import look_of"),
         ("evaluation/metrics.py", "import numpy, evaluate, training"),
         ("steering/vectors.py", "from lens_rnn.evaluation.metrics import evaluate"),
         ("viewer.py", "from lens_rnn.steering import vectors"),
@@ -277,6 +305,49 @@ def test_a_module_in_no_room_is_told_where_to_be_listed() -> None:
 )
 def test_a_breach_is_seen(rule: Callable[[ast.Module, str], Iterator[str]], file: str, source: str) -> None:
     assert len(list(rule(ast.parse(source), file))) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("elk/finetune.py", "maps = {'mamba': ['in_proj']}.get(adapter.family)"),
+        ("elk/finetune.py", "if adapter.model_type == 'gpt_neox': pass"),
+        ("elk/finetune.py", "def f(kind='nemotron_h'): pass"),
+        ("views/weights.py", "match model_type:\n    case 'qwen3_next': pass"),
+        ("evaluation/plots.py", "MARKERS = {'rwkv': 's'}"),
+        ("run.py", "f(*('mamba2',))"),
+        ("steering/pairs.py", "NAMES = {'llama': 1, 'mistral': 2}"),
+        ("views/relevance.py", "from lens_rnn.models.families.mamba import MambaAdapter"),
+        ("views/relevance.py", "from lens_rnn.models.families import mamba"),
+    ],
+)
+def test_the_name_of_an_architecture_in_another_room_is_seen(file: str, source: str) -> None:
+    (breach,) = naming_breaches(ast.parse(source), file)
+    assert breach.startswith(f"{file}:")
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("models/families/mamba.py", "register('mamba')"),
+        ("looks.py", "LOOKS = {'jamba': 1}"),
+        ("evaluation/results.py", "FAMILIES = {'pythia': 'gpt_neox'}"),
+        ("steering/pairs.py", "TEMPLATES = {'llama': '[INST]'}"),
+        ("elk/finetune.py", "'mamba'\nrank: int = 8\n'rwkv'"),
+        ("elk/finetune.py", "f('a mamba', 'checkpoints/tiny-mamba')"),
+        ("views/relevance.py", "from lens_rnn.models.families.recurrent import Rules"),
+        ("views/relevance.py", "from lens_rnn.models import families"),
+    ],
+)
+def test_a_name_in_its_room_or_in_words_is_no_breach(file: str, source: str) -> None:
+    assert list(naming_breaches(ast.parse(source), file)) == []
+
+
+def test_names_that_mean_other_things_are_still_there() -> None:
+    """A file on the list of exceptions needs it."""
+    for file, names in NAME_OTHER_THINGS.items():
+        tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+        assert names <= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def test_what_is_allowed_is_no_breach() -> None:

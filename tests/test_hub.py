@@ -14,8 +14,8 @@ from typing import Any
 from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError
 from lens_rnn.fitting.card import model_card, write_card
-from lens_rnn.lens import TunedLens
-from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.lens import TunedLens, stock_attaches
+from lens_rnn.models import LogitMap, ModelAdapter, wrap_model
 from tests.conftest import make_model, save_model
 from tests.hub_client import NAMES, OTHERS
 
@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, OPTConfig, PreTrainedConfig
 from tuned_lens.nn.lenses import TunedLensConfig
 from tuned_lens.nn.unembed import Unembed
 
@@ -32,13 +32,13 @@ SPACE = "AlignmentResearch/tuned-lens"
 FILES = ["config.json", "params.pt", "fit.json", "README.md", "perplexity.png"]
 
 
-def report(family: str, name: str) -> dict[str, Any]:
-    """The content of a fit.json, with made-up figures."""
+def report(family: str, name: str, **model: Any) -> dict[str, Any]:
+    """The content of a fit.json, with made-up figures. model: what else it says of the model."""
     ces = {"logit": [3.0, 2.5, 1.7], "tuned": [2.4, 2.1, 1.6]}
     text = {"source": "made.jsonl", "tokens": 4096, "origin": {"sha256": "0"}}
     sizes = {"n_layers": 3, "d_model": 32, "vocab_size": 96}
     return {
-        "model": {"name": name, "revision": None, "model_type": family, "dtype": "torch.float32", **sizes},
+        "model": {"name": name, "revision": None, "model_type": family, "dtype": "torch.float32", **sizes, **model},
         "settings": {"loss": "kl", "optimizer": "kfac"},
         "data": {"fit": text, "eval": text | {"tokens": 1024}},
         "baselines": {"model_ce": 1.5, "unigram_ce": 3.1, "uniform_ce": 4.0},
@@ -65,7 +65,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(5))
         lens.config.base_model_name_or_path = family
         lens.save(folder / f"{family}-lens")
-        made = report(model_type, family)
+        made = report(model_type, family, stock_attaches=stock_attaches(adapter))
         artifacts.write_json(folder / f"{family}-lens" / "fit.json", made)
         write_card(folder / f"{family}-lens", made, f"me/{family}-lens")
         (folder / f"{family}-lens" / "checkpoints").mkdir()
@@ -317,13 +317,32 @@ def test_the_code_of_a_card_runs_as_it_stands(family: str, types: list[str], tol
     assert told[family]["equal"] == [True] * 6
 
 
-@pytest.mark.parametrize("config", [GPTNeoXConfig, LlamaConfig, GPT2Config])
-def test_tuned_lens_knows_what_the_card_says_it_knows(config: type) -> None:
-    small = config(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
-    made = report(small.model_type, "m")
-    assert "TunedLens.from_model_and_pretrained(model" in model_card(made)
-    assert Unembed(AutoModelForCausalLM.from_config(small)).unembedding.weight.shape == (8, 4)
-    assert "TunedLens.from_model_and_pretrained(model" not in model_card(report("mamba", "m"))
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTNeoXConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16),
+        LlamaConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16),
+        GPT2Config(n_embd=8, n_layer=2, n_head=2),
+        OPTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, ffn_dim=16, word_embed_proj_dim=8),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_where_tuned_lens_finds_norm_and_head_the_card_does_without_ours(config: PreTrainedConfig) -> None:
+    config.update({"vocab_size": 12, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+    adapter = wrap_model(AutoModelForCausalLM.from_config(config))
+    assert stock_attaches(adapter)
+    assert torch.equal(Unembed(adapter.model).unembedding.weight, adapter.head.weight)
+    assert "TunedLens.from_model_and_pretrained(model" in model_card(report(config.model_type, "m", stock_attaches=True))
+
+
+def test_elsewhere_the_card_gives_it_ours() -> None:
+    assert not stock_attaches(wrap_model(make_model("mamba")))
+    capped = wrap_model(make_model("neox"))
+    capped.logit_map = LogitMap(cap=30.0)
+    assert not stock_attaches(capped), "tuned-lens would leave the cap out"
+    for made in (report("mamba", "m", stock_attaches=False), report("gpt_neox", "m")):  # the second is of an older release
+        assert "TunedLens.from_model_and_pretrained(model" not in model_card(made)
+        assert "TunedLens.from_unembed_and_pretrained(Unembedding(adapter)" in model_card(made)
 
 
 def test_a_card_names_what_the_hub_has_and_no_file_of_this_machine() -> None:

@@ -12,6 +12,7 @@ from lens_rnn.elk.quirky import CHARACTERS, Row, is_easy, is_hard
 from lens_rnn.elk.templates import Encoded
 from lens_rnn.errors import ConfigError, DataError, FitError
 from lens_rnn.models import ModelAdapter
+from lens_rnn.models.lora import lora_maps
 from lens_rnn.processes import Processes
 
 import numpy as np
@@ -30,7 +31,7 @@ class FinetuneConfig:
     """Rank of the adapters; their scale is 2, alpha twice the rank."""
     target_modules: tuple[str, ...] = ()
     """Linear maps that get an adapter. Default: in_proj for Mamba (its other maps have no gradient on some path), key, value, receptance
-    and output for RWKV, else every linear map of the blocks."""
+    and output for RWKV; else every linear map of the blocks, but in a Mamba mixer its in_proj alone, and none that shares its weight."""
     learning_rate: float = 2e-5
     """Highest rate of AdamW, after the warm-up and before a linear decay to zero."""
     weight_decay: float = 0.1
@@ -132,9 +133,9 @@ def add_adapters(adapter: ModelAdapter, config: FinetuneConfig) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise FitError("LoRA needs peft; install it with pip install 'lens-rnn[elk]', or use --method full") from None
-    own = {"mamba": ["in_proj"], "rwkv": ["key", "value", "receptance", "output"]}.get(adapter.family)
-    targets: Any = list(config.target_modules) or own or "all-linear"
-    settings = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=targets, task_type="CAUSAL_LM")
+    targets = [*config.target_modules] or lora_maps(adapter)
+    task = "CAUSAL_LM" if adapter.model.can_generate() else None  # peft asks of such a task that the model can generate
+    settings = LoraConfig(r=config.rank, lora_alpha=2 * config.rank, target_modules=targets, task_type=task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:

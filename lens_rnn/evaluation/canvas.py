@@ -31,7 +31,10 @@ COLUMNS = 3
 DOTS_PER_INCH = 200  # 1600 pixels: sharp at the 800 that a README shows
 
 BLACK, GREY, PALE, GRID = "#1A1A1A", "#6E6E6E", "#B4B4B4", "#E4E4E4"
-SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "": "circle"}
+SYMBOLS = {  # markers of matplotlib, as plotly calls them
+    **{"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "": "circle"},
+    **{"<": "triangle-left", ">": "triangle-right", "p": "pentagon", "*": "star", "d": "diamond-tall", "h": "hexagon"},
+}
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot", "none": "solid"}
 FONT = {"family": "Helvetica, Arial, sans-serif", "size": 15, "color": BLACK}
 

@@ -18,7 +18,7 @@ from lens_rnn.evaluation.canvas import Drawable
 from lens_rnn.evaluation.curves import Curves, parameters_in
 from lens_rnn.evaluation.matrix import transfer_picture
 from lens_rnn.evaluation.plots import comparison_picture, layers_picture, panels_picture
-from lens_rnn.evaluation.results import TITLES
+from lens_rnn.looks import title_of
 
 Name = Literal["families", "sizes", "lenses", "transfer", "perplexity"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -90,7 +90,7 @@ def _families(results: Sequence[Curves], size: str | None) -> dict[str, Drawable
 def _sizes(results: Sequence[Curves]) -> dict[str, Drawable]:
     tuned = _by_family([curves for curves in results if curves.tuned_ce is not None])
     drawn: dict[str, Drawable] = {
-        f"sizes-{slug(family)}": comparison_picture(members, "tuned", f"{_title(family)}: tuned lens at every size")
+        f"sizes-{slug(family)}": comparison_picture(members, "tuned", f"{title_of(family)}: tuned lens at every size")
         for family, members in tuned.items()
         if len(members) > 1
     }
@@ -101,7 +101,7 @@ def _sizes(results: Sequence[Curves]) -> dict[str, Drawable]:
 
 def _lenses(results: Sequence[Curves]) -> dict[str, Drawable]:
     return {
-        f"lenses-{slug(family)}": panels_picture(members, f"{_title(family)}: tuned against logit lens")
+        f"lenses-{slug(family)}": panels_picture(members, f"{title_of(family)}: tuned against logit lens")
         for family, members in _by_family(results).items()
     }
 
@@ -145,7 +145,3 @@ def _by_family(results: Sequence[Curves]) -> dict[str, list[Curves]]:
         families.setdefault(curves.family or "unknown", []).append(curves)
     order = [curves.family or "unknown" for curves in results]
     return {family: families[family] for family in sorted(families, key=order.index)}
-
-
-def _title(family: str) -> str:
-    return TITLES.get(family, family)

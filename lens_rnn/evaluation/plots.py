@@ -7,12 +7,14 @@ import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
 from lens_rnn.errors import DataError
-from lens_rnn.evaluation.canvas import BLACK, GREY, PALE, SYMBOLS, X_LIMITS, Line, Panel, Picture, write_html, write_png
+from lens_rnn.evaluation.canvas import BLACK, GREY, PALE, X_LIMITS, Line, Panel, Picture, write_html, write_png
 from lens_rnn.evaluation.curves import PER_TOKEN, Curves
+from lens_rnn.looks import look_of
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
@@ -26,16 +28,8 @@ PANEL_WIDTH = 32
 """Characters in a line of a panel's title."""
 
 BLUE, ORANGE = "#0072B2", "#E69F00"
-RAMPS = {  # light to dark for small to large; told apart by colour-blind eyes, and by marker in greyscale
-    "mamba": ("#7FD0F2", "#0F7AC0", "#240A52"),
-    "rwkv": ("#FAC552", "#DE630C", "#570A1E"),
-    "gpt_neox": ("#98DAA6", "#14866A", "#052A36"),
-}
-OTHER_RAMP = ("#E3B4D8", "#B0559A", "#45123B")
-LONE_SHADES = {"mamba": 0.5, "rwkv": 0.15, "gpt_neox": 0.9}
-"""Where on its ramp a family's only result is: apart from the other families in greyscale too, where dashed lines have no marker."""
 DISTINCT = ("#0072B2", "#E69F00", "#007A5A", "#B8468B", "#56B4E9", "#7A2E00", "#1A1A1A", "#8C7A00")
-FAMILY_MARKERS = {"mamba": "o", "rwkv": "s", "gpt_neox": "^"}
+DISTINCT_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def plot_layers_png(curves: Curves, path: str | Path, lens: Lens = "both") -> None:
@@ -195,12 +189,13 @@ def _styles(results: list[Curves]) -> dict[Curves, tuple[str, str]]:
     members = {curves.family: [c for c in results if c.family == curves.family] for curves in results}
     # Shades say which model is larger, so they are used only where that is known. Two lenses of one model get different colours instead.
     if any(len({c.parameters for c in group} - {None}) < len(group) for group in members.values() if len(group) > 1):
-        markers = list(SYMBOLS)[:-1]
-        return {curves: (DISTINCT[i % len(DISTINCT)], markers[i % len(markers)]) for i, curves in enumerate(results)}
+        pairs = zip(cycle(DISTINCT), cycle(DISTINCT_MARKERS), strict=False)
+        return dict(zip(results, pairs, strict=False))
     styles = {}
     for family, group in members.items():
-        ramp = LinearSegmentedColormap.from_list("ramp", RAMPS.get(family or "", OTHER_RAMP))
+        look = look_of(family)
+        ramp = LinearSegmentedColormap.from_list("ramp", look.ramp)
         for i, curves in enumerate(sorted(group, key=lambda c: c.parameters or 0)):
-            shade = i / (len(group) - 1) if len(group) > 1 else LONE_SHADES.get(family or "", 0.5)
-            styles[curves] = (to_hex(ramp(shade)), FAMILY_MARKERS.get(family or "", "D"))
+            shade = i / (len(group) - 1) if len(group) > 1 else look.lone_shade
+            styles[curves] = (to_hex(ramp(shade)), look.marker)
     return styles

@@ -15,6 +15,7 @@ from typing import Any
 
 from lens_rnn.errors import DataError
 from lens_rnn.evaluation.curves import UNITS, Curves, LayerTransfer
+from lens_rnn.looks import title_of
 
 import numpy as np
 
@@ -24,7 +25,6 @@ PUBLISHED_UNIFORM = 3.63
 """Bits per byte of the uniform distribution over the vocabulary that the published Mamba, RWKV-4 and Pythia results share."""
 FAMILIES = {"mamba": "mamba", "rwkv": "rwkv", "pythia": "gpt_neox", "gpt_neox": "gpt_neox"}
 """What a folder or a `FAMILY:` prefix may say, and the family it means."""
-TITLES = {"mamba": "Mamba", "rwkv": "RWKV", "pythia": "Pythia", "gpt_neox": "GPT-NeoX"}
 HOW_TO_NAME = f"say it as FAMILY:PATH with one of {', '.join(FAMILIES)}"
 
 
@@ -213,4 +213,5 @@ def _published_depth(family: str, rows: int) -> np.ndarray:
 def _published_name(family: str, path: Path) -> str:
     """Of mamba/130m/aggregate_metrics.json: "Mamba 130m"."""
     label = path.resolve().parent.name if path.name == FILE_NAME else path.stem
-    return TITLES[family] if label.lower() == family else f"{TITLES[family]} {label}"
+    title = title_of(family)
+    return title if label.lower() == family else f"{title} {label}"

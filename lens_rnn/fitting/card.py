@@ -12,8 +12,6 @@ import numpy as np
 import yaml
 
 _HERE = "path/to/this/folder"
-_STOCK_KNOWS = ("gpt_neox", "llama", "gpt2")
-"""Of the architectures that have an adapter, those whose norm and head tuned-lens finds by itself."""
 
 _CARD = """---
 {front_matter}---
@@ -56,8 +54,8 @@ model = AutoModelForCausalLM.from_pretrained({model})
 lens = TunedLens.from_model_and_pretrained(model, lens_resource_id={folder})
 ```"""
 
-_STOCK_WITH_OURS = """[tuned-lens](https://github.com/AlignmentResearch/tuned-lens) does not know this architecture, but its own class takes
-the translators once it is given the norm and head:
+_STOCK_WITH_OURS = """[tuned-lens](https://github.com/AlignmentResearch/tuned-lens)'s own class takes the translators once it is given the
+norm and head, which it does not find by itself in every architecture:
 
 ```python
 {fetch}from lens_rnn.lens import Unembedding
@@ -92,7 +90,7 @@ def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
     revision, unigram = model["revision"], baselines["unigram_ce"]
     commit = fit["origin"].get("commit")
     load_model = f'"{model["name"]}"' + (f', revision="{revision}"' if revision else "")
-    stock = _STOCK if model["model_type"] in _STOCK_KNOWS else _STOCK_WITH_OURS
+    stock = _STOCK if model.get("stock_attaches") else _STOCK_WITH_OURS  # a fit.json from before does not say; the latter is right of any
     fetch = "from huggingface_hub import snapshot_download\n" if repo_id else ""
     return _CARD.format(
         front_matter=_front_matter(report),

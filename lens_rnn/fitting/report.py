@@ -18,6 +18,7 @@ from lens_rnn.fitting.kfac import KFAC
 from lens_rnn.fitting.optimizers import STATES
 from lens_rnn.fitting.reference import distance
 from lens_rnn.fitting.sums import StepSums
+from lens_rnn.lens import stock_attaches
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 _GROUPS = {"kl": "KL from the model (nats/token)", "ce": "CE (bits/byte)"}
+_NO_NUMBERS = ("name", "stock_attaches")  # of a model, what decides no number
 _PACKAGES = ("lens-rnn", "torch", "transformers", "tuned-lens", "accelerate", "numba")
 
 
@@ -38,6 +40,7 @@ def describe_model(adapter: ModelAdapter, unembedding_sha256: str) -> dict[str, 
         "n_layers": adapter.n_layers,
         "vocab_size": adapter.vocab_size,
         "dtype": str(adapter.dtype),
+        "stock_attaches": stock_attaches(adapter),
         "unembedding_sha256": unembedding_sha256,
         "weights_sha256": artifacts.sha256_of(adapter.model.state_dict().items()),
     }
@@ -67,7 +70,7 @@ def identity(
         "threads": torch.get_num_threads(),
         **{name: _version(name) for name in _PACKAGES},
         **{f"setting {name}": value for name, value in settings.items()},
-        **{f"model {name}": value for name, value in model.items() if name != "name"},
+        **{f"model {name}": value for name, value in model.items() if name not in _NO_NUMBERS},
         **{f"data {name}": value for name, value in data.items() if name != "source"},
     }
 

@@ -46,6 +46,19 @@ def test_fit_json_has_kl_at_start_and_end_and_the_reference(tiny_mamba: ModelAda
     assert json.loads(json.dumps(content, allow_nan=False))["training_loss"]["steps"] == [[3.0, 2.0], [None, 1.0], [1.0, None]]
 
 
+def test_a_run_is_what_decides_its_numbers(tiny_mamba: ModelAdapter, tiny_neox: ModelAdapter) -> None:
+    """Not a model's name, nor whether tuned-lens finds its parts by itself, which is for the card."""
+    for adapter, attaches in ((tiny_mamba, False), (tiny_neox, True)):
+        model = report.describe_model(adapter, "0" * 64)
+        assert model["stock_attaches"] is attaches
+        decides = report.identity({"seed": 0}, model, {"source": "x", "sha256": "1"}, "cpu", Processes())
+        assert {name for name in decides if name.startswith(("model", "setting", "data"))} == {
+            *(f"model {name}" for name in model if name not in ("name", "stock_attaches")),
+            "setting seed",
+            "data sha256",
+        }
+
+
 def test_without_start_and_reference_fit_json_says_so(tiny_mamba: ModelAdapter) -> None:
     content = certificate(tiny_mamba)
     for row in content["layers"].values():
