@@ -1,17 +1,19 @@
 """Sharing work among the processes of a run. Nothing goes through accelerate's `prepare`: sums are reduced by hand."""
 
-import hashlib
 import os
-from collections.abc import Iterator
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lens_rnn.errors import ConfigError
+from lens_rnn.errors import ConfigError, FitError, LensRNNError
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, recursively_apply
 from torch import Tensor
 
 
@@ -46,18 +48,57 @@ class Processes:
         """Elementwise sum over processes, the same tensor on each."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator and self.world > 1 else tensor
 
-    def agree(self, value: str) -> bool:
-        """Whether every process gives the same value."""
-        if not self.accelerator or self.world == 1:
-            return True
-        digest = np.frombuffer(hashlib.sha256(value.encode()).digest(), dtype=np.int64).copy()
-        mine = torch.from_numpy(digest)[None].to(self.accelerator.device)
-        return bool((self.accelerator.gather(mine) == mine).all())
+    def gather(self, value: Any) -> list[Any]:
+        """The value of each process, in the order of their ranks. For small ones: they are pickled."""
+        return gather_object([value]) if self.accelerator and self.world > 1 else [value]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """End with an error on every process where one of them has one, instead of leaving the others to wait for it.
+
+        What is done inside is each process's own: nothing there may wait for the others.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:  # whatever it is
+            error = raised
+        said = self.gather((socket.gethostname(), error and (str(error) or type(error).__name__)))
+        if error:
+            raise error
+        for rank, (host, trouble) in enumerate(said):
+            if trouble:
+                raise LensRNNError(f"process {rank} on {host}: {trouble}")
+
+    def refuse_differences(self, facts: Mapping[str, Any]) -> None:
+        """Raise FitError on every process if `facts` are not the same on all, naming the machines and what differs."""
+        (main, expected), *others = self.gather((socket.gethostname(), dict(facts)))
+        odd: dict[str, str] = {}
+        for rank, (host, said) in enumerate(others, start=1):
+            differ = [name for name in expected | said if expected.get(name) != said.get(name)]
+            if differ and host not in odd:
+                words = (f"{name} ({_short(said.get(name))}, not {_short(expected.get(name))})" for name in differ)
+                odd[host] = f"process {rank} on {host} differs from process 0 on {main} in {', '.join(words)}"
+        if odd:
+            raise FitError(f"{'; '.join(odd.values())}; give all machines the same data, model, settings and packages")
 
     def share(self, tensor: Tensor) -> None:
         """Give every process the main one's values, in place."""
         if self.accelerator and self.world > 1:
             tensor.copy_(broadcast(tensor))
+
+    def hand_on(self, value: Any, source: int) -> Any:
+        """What process `source` has, on every process: dictionaries and lists with CPU tensors, which travel one by one."""
+        if not self.accelerator or self.world == 1:
+            return value
+        device, mine = self.accelerator.device, self.rank == source
+        shapes = broadcast_object_list([recursively_apply(lambda t: t.to("meta"), value) if mine else None], source)[0]
+
+        def pass_on(tensor: Tensor) -> Tensor:
+            sent = tensor.to(device).contiguous() if mine else torch.empty_like(tensor, device=device)
+            return broadcast(sent, source).cpu()
+
+        return recursively_apply(pass_on, value if mine else shapes)
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -96,3 +137,8 @@ class Processes:
         for start in range(0, longest, size):
             part = mine[start : start + size]
             yield (part, len(part)) if len(part) else (rows[:1], 0)
+
+
+def _short(value: Any) -> str:
+    """A value in a message: of a hash, its beginning."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{32,56}\b", r"\1…", str(value))

@@ -29,6 +29,8 @@ _FREE = (
     *("output", "resume", "overwrite", "tracker", "verbose", "dry_run", "checkpoint_every", "push_to_hub"),
     *("data", "model", "device", "eval_tokens"),
 )
+# What machines of one run may have each their own of: it moves a result by rounding only.
+_OF_A_MACHINE = ("threads", "setting threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +68,22 @@ class Config(FitConfig, DataConfig, ModelConfig):
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config, config.tracker)
-    if not config.dry_run:
-        check_output(config.folder, config.overwrite, config.resume)
     push_to = config.push_to_hub
-    if push_to and processes.is_main and not config.dry_run:
-        push_to = hub.check_push(push_to)
+    with processes.together():  # what is wrong on one machine ends the run on all
+        if not config.dry_run:
+            check_output(config.folder, config.overwrite, config.resume)
+        if push_to and processes.is_main and not config.dry_run:
+            push_to = hub.check_push(push_to)
 
     # Model and data.
-    adapter = load_configured_model(config, processes, config.shard)
-    device = processes.device or adapter.device
-    check_length(adapter, config.seq_len)
-    source = open_source(config)
-    fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
-    eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
-    check_batches(config, fit_blocks, processes)
+    with processes.together():
+        adapter = load_configured_model(config, processes, config.shard)
+        device = processes.device or adapter.device
+        check_length(adapter, config.seq_len)
+        source = open_source(config)
+        fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
+        eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
+        check_batches(config, fit_blocks, processes)
     if processes.is_main:
         print("\n".join(plan(adapter, fit_blocks, config, device, processes, config.shard)), flush=True)
         if push_to:
@@ -88,21 +92,25 @@ def main(config: Config) -> None:
         return
 
     # What is copied or hashed must be, before the weights are spread.
-    unembedding = Unembedding(adapter).to(device)
-    init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
-    model = describe_model(adapter, unembedding.sha256())
-    reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
+    with processes.together():
+        unembedding = Unembedding(adapter).to(device)
+        init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
+        model = describe_model(adapter, unembedding.sha256())
+        reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
     settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
     settings["products"] = str(config.product_dtype(adapter.dtype, device)).removeprefix("torch.")
+    decides = identity(settings, model, describe_data(fit_blocks), device.type, processes)
+    on_all = {name: value for name, value in decides.items() if name not in _OF_A_MACHINE}
+    processes.refuse_differences(on_all | {"evaluation data sha256": eval_blocks.sha256, "resume": config.resume})
     if config.shard:
         adapter.shard(device, processes.world)
 
     # Take the output folder only now that nothing can be wrong with the input.
-    checkpoints = Checkpoints(config.folder / "checkpoints", identity(settings, model, describe_data(fit_blocks), device.type, processes))
-    resume_from = checkpoints.last() if config.resume else None
-    processes.wait()
-    if processes.is_main:
-        begin_output(config.folder, config, config.overwrite)
+    checkpoints = Checkpoints(config.folder / "checkpoints", decides)
+    resume_from = checkpoints.last_of_all(processes) if config.resume else None
+    with processes.together():
+        if processes.is_main:
+            begin_output(config.folder, config, config.overwrite)
     if config.tracker:
         processes.start_tracking("lens-rnn", cli.plain(config))
 

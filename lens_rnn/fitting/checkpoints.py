@@ -6,6 +6,7 @@ from typing import Any
 
 from lens_rnn.artifacts import write_atomically
 from lens_rnn.errors import FitError
+from lens_rnn.processes import Processes
 
 import torch
 
@@ -49,6 +50,17 @@ class Checkpoints:
         if paths:
             raise FitError(f"none of the checkpoints in {self.folder} can be read; use --overwrite to start anew")
         return None
+
+    def last_of_all(self, processes: Processes) -> dict[str, Any] | None:
+        """The newest checkpoint of any process, on every one: where machines have folders of their own, one alone has it.
+
+        Raises on every process what `last` raises on one.
+        """
+        with processes.together():
+            mine = self.last()
+        steps = processes.gather(mine["step"] if mine else -1)
+        newest = max(steps)
+        return mine if min(steps) == newest else processes.hand_on(mine, steps.index(newest))
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))

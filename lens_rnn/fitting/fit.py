@@ -92,8 +92,8 @@ def fit(
     result = FitResult(lens)
     done = 0
 
-    if not processes.agree(f"{resume_from['step'] if resume_from else None} {blocks.sha256}"):
-        raise FitError("the processes see different data or checkpoints; give all machines the same Python, data and --output")
+    resumed_step = resume_from["step"] if resume_from else None
+    processes.refuse_differences({"data sha256": blocks.sha256, "checkpoint": resumed_step})
     if resume_from:
         lens.layer_translators.load_state_dict(resume_from["translators"])
         optimizer.load_state_dict(resume_from["optimizer"])
