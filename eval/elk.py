@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import artifacts, cli
+from lens_rnn.activity import doing
 from lens_rnn.elk.anomaly import Anomaly, detect
 from lens_rnn.elk.features import FeatureConfig, extract, passes
 from lens_rnn.elk.finetune import quirkiness
@@ -52,7 +53,7 @@ class Config(ModelConfig, FeatureConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     @property
     def models(self) -> list[str]:
@@ -73,6 +74,7 @@ def main(config: Config) -> None:
     for name in config.models:
         check_output(config.output / Path(name).name, config.overwrite)
     for name in config.models:
+        doing(f"loading {name}")
         settings = {"tokenizer": config.tokenizer, "trust_remote_code": config.trust_remote_code}
         loaded = load_quirky(name, revision=config.revision, dtype=config.dtype, device=processes.device, **settings)
         with tempfile.TemporaryDirectory(prefix="lens-rnn-elk-") as temporary:
@@ -85,6 +87,7 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
     adapter, name = model.adapter, Path(model.adapter.name).name
 
     # Data and lens.
+    doing("making or reading the rows")
     data = open_quirky(config.rows_config(model))
     fit, test = data.rows("validation"), data.rows("test")
     check_rows(fit, test)
@@ -92,18 +95,21 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
     templates = templates_of(data.name)
 
     # Features of both splits, then probes.
+    doing(f"reading features of {name}")
     prompts = passes(config, len(templates)) * (len(fit) + len(test))
     with tqdm(total=prompts, desc=f"reading {name}", unit="prompts") as bar:
         read = {
             split: extract(adapter, rows, templates, lens, features / name / split, config, bar.update)
             for split, rows in (("validation", fit), ("test", test))
         }
+    doing(f"fitting probes on {name}")
     readings = list(tqdm(read_all(fit, read["validation"], read["test"]), desc="probes", unit="subsets"))
     results = measure(readings, test)
     anomalies = [a for r in readings if (r.probe, r.train) == ("lr", "AE") for a in detect(r, test)]
     said = quirkiness(test, read["test"]["model_log_odds"].values[0, :, 0])
 
     # Report.
+    doing("writing the results")
     begin_output(output, config, config.overwrite)
     found = {
         "model": adapter.name,

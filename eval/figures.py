@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation import summary
 from lens_rnn.evaluation.canvas import Drawable, write_png, write_text
@@ -37,6 +38,8 @@ class Config:
     """Which to draw. Default: all that the results have something for."""
     size: str | None = None
     """Parameters at which `families` compares, like 160m, 1.4b or 1b5. Default: the sizes that are nearest to each other."""
+    verbose: bool = False
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         if not self.results or not self.figures:
@@ -61,11 +64,13 @@ def draw_all(config: Config, results: Sequence[Curves]) -> dict[str, Drawable]:
 
 
 def main(config: Config) -> None:
-    cli.log_to_terminal(verbose=False)
+    cli.log_to_terminal(config.verbose)
+    doing("reading the results")
     results = ordered(read_results(find_results(config.results)))
     for curves in results:
         if curves.broken:
             logging.getLogger("lens_rnn").warning("%s is a broken run (%s bits per byte) and is drawn as one", curves.name, curves.broken)
+    doing("drawing")
     drawn = draw_all(config, results)
     rows = summary.summarise(results)
 

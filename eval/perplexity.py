@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_rnn import artifacts, cli
+from lens_rnn.activity import doing
 from lens_rnn.data import STDLIB, DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.export import layer_table, result
@@ -53,7 +54,7 @@ class Config(ModelConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
@@ -93,7 +94,9 @@ def main(config: Config) -> None:
     unembedding = Unembedding(adapter)
     lenses: dict[str, Lens] = {"logit": LogitLens(unembedding)}
     if lens:
+        doing("loading the lens")
         lenses["tuned"] = TunedLens.load(adapter, lens, unembedding)
+    doing("reading the text")
     data = config.data_config()
     source = open_source(data)
     check_length(adapter, config.seq_len)
@@ -102,6 +105,7 @@ def main(config: Config) -> None:
     unigram = unigram_cross_entropy(counted, blocks, adapter.vocab_size)
 
     # Work.
+    doing("measuring")
     share: dict = {"processes": processes, "micro_batch_size": config.micro_batch_size}
     more = {}
     with tqdm(total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
@@ -115,6 +119,7 @@ def main(config: Config) -> None:
             more["js_nats"] = js_between(adapter, lenses["logit"], lenses["tuned"], blocks, **share).tolist()
 
     # Report.
+    doing("writing the results")
     if processes.is_main:
         counts = {"tokens": int(counted.tokens.size), "sha256": counted.sha256}
         data_read = {"data": config.data, "tokens": int(blocks.tokens.size), "tokens_sha256": blocks.sha256, "unigram_counted_on": counts}

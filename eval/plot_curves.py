@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation import plots
 from lens_rnn.evaluation.results import FILE_NAME, read_results
@@ -31,6 +32,8 @@ class Config:
     """Names for the legend, one a result. Default: the names of the models."""
     lens: plots.Lens = "both"
     """What to draw: the tuned lens (solid), the logit lens (dashed), or both."""
+    verbose: bool = False
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -42,11 +45,13 @@ class Config:
 
 
 def main(config: Config) -> None:
-    cli.log_to_terminal(verbose=False)
+    cli.log_to_terminal(config.verbose)
+    doing("reading the results")
     results = read_results(config.results)
     if config.labels:
         results = [dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)]
 
+    doing("drawing")
     folder = config.output.is_dir() or not config.output.suffix
     for path in [config.output / "curves.png", config.output / "curves.html"] if folder else [config.output]:
         html = path.suffix.lower() == ".html"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_rnn import artifacts, cli
+from lens_rnn.activity import doing
 from lens_rnn.data import STDLIB, DataConfig, open_source
 from lens_rnn.errors import ConfigError
 from lens_rnn.lens import TunedLens
@@ -61,7 +62,7 @@ class Config(ModelConfig, ExperimentConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,17 +120,21 @@ def main(config: Config) -> None:
     adapter = load_configured_model(config, processes)
     found = config.lens or config.lens_beside
     lens = TunedLens.load(adapter, found) if found else None
+    doing("reading the questions")
     contrast = read_contrast(config, adapter)
     knowledge, texts = read_further(config, adapter, contrast)
 
     # Work.
+    doing("steering")
     with tqdm(total=len(contrast.validation) + len(contrast.test), unit="question", desc="steering") as bar:
         experiment = run_experiment(adapter, contrast, config, knowledge, bar.update)
+    doing("reading what was steered")
     latent = through_the_lens(experiment, adapter, lens) if lens else {}
     result = summary(experiment, adapter, lens, latent) | {"lens": found}
     generations = written(config, adapter, experiment, texts)
 
     # Report.
+    doing("writing the results")
     begin_output(config.folder, config, config.overwrite)
     artifacts.write_json(config.folder / "steering.json", result)
     artifacts.write_json(config.folder / "generations.json", generations)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import artifacts, cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.evaluation.trajectory import named, predict
@@ -40,7 +41,7 @@ class Config(ModelConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         named(self.statistic)
@@ -57,12 +58,14 @@ def main(config: Config) -> None:
     adapter = load_configured_model(config, processes)
     found = config.lens or config.lens_beside or "logit"
     lens = LogitLens.from_adapter(adapter) if found == "logit" else TunedLens.load(adapter, found)
+    doing("reading the text")
     ids = adapter.tokenizer(config.text)["input_ids"]
 
     # Work.
     trajectory = predict(adapter, lens, ids, top_k=config.top_k, stride=config.stride)
 
     # Report.
+    doing("writing the results")
     text = token_reader(adapter.tokenizer)
     title = f"{Path(adapter.name).name}, {'logit' if found == 'logit' else 'tuned'} lens"
     begin_output(config.output, config, config.overwrite)

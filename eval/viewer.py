@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_rnn import cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
@@ -35,7 +36,7 @@ class Config(ModelConfig):
     share: bool = False
     """Make a public address through Gradio's servers, too."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 < self.port < 2**16:
@@ -61,6 +62,7 @@ def main(config: Config) -> None:
     readings = Readings(config.choices, load)
 
     # The page, until it is interrupted.
+    doing("showing the page")
     page = build_page(readings, config.text)
     launch_page(page, server_name=config.host, server_port=config.port, share=config.share)
     processes.finish()

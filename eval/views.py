@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import artifacts, cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader, visible
 from lens_rnn.lens import LogitLens, TunedLens
@@ -54,7 +55,7 @@ class Config(ModelConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         if not self.text:
@@ -76,15 +77,18 @@ def main(config: Config) -> None:
             f"model type {adapter.model_type!r} has no relevance, so --token, --against and --layer mean nothing; leave them out, or take "
             f"a model of {' or '.join(relevance_models())}"
         )
+    doing("reading the text")
     ids = adapter.tokenizer(config.text)["input_ids"]
     text = token_reader(adapter.tokenizer)
     names = [text(i) for i in ids]
 
     # Work.
+    doing("looking at hidden attention and relevance")
     attention = hidden_attention(adapter, ids, config.layers, config.units)
     found = explain(config, adapter, ids) if explainable else None
 
     # Report.
+    doing("writing the results")
     begin_output(config.output, config, config.overwrite)
     title = f"Hidden attention of {config.model_name}, mean over {attention.unit}s"
     save_png(attention_png(attention, names, title), config.output / "attention.png")

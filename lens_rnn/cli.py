@@ -1,4 +1,4 @@
-"""What every script shares: a command line made from a configuration class, and errors as one line with exit code 2."""
+"""What every script shares: a command line made from a configuration class, and errors that end in one line."""
 
 import contextlib
 import dataclasses
@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from lens_rnn import versions
+from lens_rnn.activity import doing, what_was_done
 from lens_rnn.errors import ConfigError, LensRNNError
 
 import torch
@@ -32,10 +34,14 @@ _KINDS = {int: "a whole number", float: "a number", str: "text, in quotes", bool
 def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
     """Parse the command line into `config_type`, call main with it, and exit.
 
-    Exit codes: 0 done; 2 the input cannot be handled, said in one line; 130 interrupted.
+    Exit codes: 0 done; 1 an error that nobody foresaw, with its traceback and a last line about what was being done and
+    with which versions; 2 the input cannot be handled, said in one line; 130 interrupted.
     """
     try:
-        main(parse(config_type, sys.argv[1:]))
+        doing("reading the command line")
+        config = parse(config_type, sys.argv[1:])
+        doing("starting")
+        main(config)
     except LensRNNError as error:
         _fail(str(error))
     except OSError as error:  # full disk, no permission: the message names the file
@@ -45,6 +51,10 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; what was checkpointed can be continued with --resume", file=sys.stderr)
         _leave(130)
+    except Exception as error:  # none of the above: a mistake of ours, or a package that is not as it was
+        sys.excepthook(type(error), error, error.__traceback__)
+        print(_unforeseen(error, config_type), file=sys.stderr)
+        _leave(1)
     _leave(0)
 
 
@@ -89,18 +99,27 @@ def set_threads(threads: int | None, local_processes: int = 1) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // local_processes)
-    torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
+    torch.set_num_threads(threads)  # after numba, which starts all of its threads, and may share the OpenMP that counts them with torch
     return threads
 
 
 def log_to_terminal(verbose: bool) -> None:
-    """Show the library's messages, without the chatter of what it stands on."""
-    logging.basicConfig(format="%(message)s", level=logging.DEBUG if verbose else logging.WARNING, stream=sys.stderr)
-    logging.getLogger("lens_rnn").setLevel(logging.DEBUG if verbose else logging.INFO)
-    if not verbose:
-        from transformers.utils import logging as chatter
+    """Show the library's messages, without the chatter of what it stands on.
 
+    verbose: show also the versions of what is installed, each activity as it begins, and what the libraries underneath
+    say, with times. Their messages of level DEBUG stay hidden: numba's alone are tens of thousands of lines.
+    """
+    from transformers.utils import logging as chatter
+
+    shape, level = ("%(asctime)s %(name)s: %(message)s", logging.INFO) if verbose else ("%(message)s", logging.WARNING)
+    logging.basicConfig(format=shape, level=level, stream=sys.stderr)
+    library = logging.getLogger("lens_rnn")
+    library.setLevel(logging.DEBUG if verbose else logging.INFO)
+    if verbose:
+        library.debug("%s", versions.describe("lens-rnn", *versions.TESTED))
+        chatter.set_verbosity_info()
+    else:
         chatter.set_verbosity_error()
         chatter.disable_progress_bar()
 
@@ -211,6 +230,16 @@ def _unboxed(text: str) -> str:
 def _fail(message: str) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     _leave(2)
+
+
+def _unforeseen(error: Exception, config_type: type) -> str:
+    """What an error's traceback leaves out: what was being done, and whether with the packages that were tested."""
+    names = ("torch", "transformers", "numba", "lens-rnn")
+    packages = ", ".join(f"{name} {versions.installed(name)}" for name in names)
+    tested = "; ".join(versions.outside()) or "all within what was tested"
+    verbose = logging.getLogger("lens_rnn").isEnabledFor(logging.DEBUG)
+    more = "; --verbose shows more" if "verbose" in get_type_hints(config_type) and not verbose else ""
+    return f"error: {type(error).__name__} while {what_was_done()}: {packages}; {tested}{more}"
 
 
 def _leave(code: int) -> NoReturn:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from lens_rnn import cli
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
@@ -101,6 +102,7 @@ def start_processes(config: ModelConfig, tracker: str | None = None) -> Processe
 
 def load_configured_model(config: ModelConfig, processes: Processes, to_be_sharded: bool = False) -> ModelAdapter:
     """The model that the configuration names: on this process's device or, if it is to be sharded, on the CPU at first."""
+    doing("loading the model")
     if to_be_sharded and processes.world == 1:
         raise ConfigError("--shard spreads a model over several processes, and this run has one; launch more or leave it out")
     device = processes.device or torch.device(config.device or "cpu")

@@ -1,23 +1,25 @@
 """Which versions of other packages are installed, and whether the tests have passed with them."""
 
-from collections.abc import Iterable
 from importlib import metadata
 
 from packaging.version import InvalidVersion, Version
 
 TESTED: dict[str, tuple[str, str]] = {
-    "torch": ("2.13.0", "2.13.0"),
-    "transformers": ("5.21.0", "5.24.0"),
+    "torch": ("2.13", "2.13.0"),
+    "transformers": ("5.23.0", "5.24.0"),
     "tuned-lens": ("0.2.0", "0.2.0"),
-    "accelerate": ("1.15.0", "1.15.0"),
-    "datasets": ("5.2.0", "5.2.0"),
-    "huggingface_hub": ("1.0.0", "1.0.0"),
-    "numba": ("0.68.1", "0.68.1"),
-    "numpy": ("2.4.6", "2.4.6"),
-    "peft": ("0.21.2", "0.21.2"),
+    "accelerate": ("1.13", "1.15.0"),
+    "datasets": ("4.0", "5.2.0"),
+    "huggingface_hub": ("1.31", "2.4.0"),
+    "safetensors": ("0.8", "0.8.0"),
+    "tokenizers": ("0.23.1", "0.23.3"),
+    "numba": ("0.62", "0.68.1"),
+    "numpy": ("2.0", "2.4.6"),
+    "peft": ("0.18", "0.21.2"),
+    "gradio": ("6.31", "6.31.0"),
 }
-"""The lowest and the highest version that all tests passed with. The lowest is also pyproject.toml's bound, and the highest the one in
-constraints.txt; a test compares them."""
+"""The lowest and the highest version that the tests passed with: those of pyproject.toml and of constraints.txt, and
+tests/test_versions.py compares them."""
 
 
 def installed(name: str) -> str | None:
@@ -28,20 +30,18 @@ def installed(name: str) -> str | None:
         return None
 
 
-def outside(names: Iterable[str] = TESTED) -> list[str]:
-    """What is installed and was not tested: for each such package its name, and whether it is older or newer. Of a package that is not
-    in `TESTED`, nothing is said.
-    """
+def outside(*names: str) -> list[str]:
+    """A phrase for each of these packages of `TESTED`, by default all, whose installed version was not tested."""
     found = []
-    for name in names:
+    for name in names or TESTED:
         version = installed(name)
-        if version is None or name not in TESTED:
+        if version is None:
             continue
-        lowest, highest = (Version(bound) for bound in TESTED[name])
+        lowest, highest = map(Version, TESTED[name])
         try:
             public = Version(Version(version).public)  # 2.13.0+cpu is 2.13.0
         except InvalidVersion:
-            found.append(f"{name} {version} has not been tested ({_range(name)})")
+            found.append(f"{name} is not what was tested ({_range(name)})")
             continue
         if not lowest <= public <= highest:
             found.append(f"{name} is {'older' if public < lowest else 'newer'} than what was tested ({_range(name)})")
@@ -49,7 +49,7 @@ def outside(names: Iterable[str] = TESTED) -> list[str]:
 
 
 def describe(*names: str) -> str:
-    """The installed versions of packages, each with the versions that were tested: "transformers 5.24.0 (tested with 5.4.0 to 5.24.0)"."""
+    """The versions of packages, with what was tested: "transformers 5.24.0 (tested with 5.23.0 to 5.24.0)"."""
     return ", ".join(_described(name) for name in names)
 
 
@@ -62,4 +62,4 @@ def _described(name: str) -> str:
 
 def _range(name: str) -> str:
     lowest, highest = TESTED[name]
-    return lowest if lowest == highest else f"{lowest} to {highest}"
+    return highest if Version(lowest) == Version(highest) else f"{lowest} to {highest}"

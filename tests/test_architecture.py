@@ -2,8 +2,8 @@
 
     errors → models → hub → artifacts → lens → evaluation → fitting, steering, elk, views → viewer → the scripts
 
-`data`, `processes`, `compiled`, `versions`, `looks`, and the drawing of result files (`evaluation.curves` and what stands on it) are
-leaves. A new module is listed in ROOMS.
+`data`, `processes`, `compiled`, `versions`, `activity`, `looks`, and the drawing of result files (`evaluation.curves` and what stands on
+it) are leaves. A new module is listed in ROOMS.
 """
 
 import ast
@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "": set(),  # lens_rnn/__init__.py
     "errors": set(),
     "versions": set(),
+    "activity": set(),
     "compiled": set(),
     "data": {"errors"},
     "processes": {"errors"},
@@ -34,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors", "compiled", "versions"},
     "hub": {"errors"},
     "artifacts": {"errors", "hub"},
-    "cli": {"errors", "artifacts"},
+    "cli": {"errors", "artifacts", "versions", "activity"},
     "lens": {"errors", "models", "hub", "artifacts"},
     "evaluation.canvas": set(),
     "evaluation.curves": {"errors"},
@@ -44,12 +45,12 @@ ROOMS: dict[str, set[str]] = {
     "evaluation.summary": {"evaluation.curves"},
     "evaluation.figures": {"errors", "looks"} | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
     "evaluation": _LENS | _TOOLS,
-    "fitting": _WORK | {"compiled"},
+    "fitting": _WORK | {"compiled", "activity"},
     "steering": _WORK,
     "elk": _WORK,
     "views": _WORK,
     "viewer": _WORK | {"fitting", "steering", "elk", "views"},
-    "run": {"errors", "cli", "models", "processes"},
+    "run": {"errors", "activity", "cli", "models", "processes"},
 }
 SIBLINGS = ("fitting", "steering", "elk", "views")
 SCRIPTS = ("train", "eval", "tests", "benchmarks")

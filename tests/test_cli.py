@@ -1,18 +1,23 @@
 """The command line that every script shares: flags and files become a configuration, and every error one line."""
 
 import errno
+import importlib.metadata
 import io
 import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lens_rnn import cli
+from lens_rnn import cli, versions
+from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError, ModelError
+from tests.scripts.launch import run_in_process
 
 import numba
 import pytest
@@ -369,10 +374,108 @@ def test_an_interruption_exits_with_130(outcome: Callable[..., tuple[Any, str, s
     assert err.count("\n") == 1
 
 
-def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["script.py"])
-    with pytest.raises(ZeroDivisionError):
-        cli.run(raising(ZeroDivisionError()), Config)
+# --- what nobody foresaw -----------------------------------------------------------------------------------------------------
+
+LAST_LINE = re.compile(
+    r"error: (\w+) while (.+): torch (\S+), transformers (\S+), numba (\S+), lens-rnn (\S+); "
+    r"(.+?)(; --verbose shows more)?"
+)
+
+
+@dataclass(frozen=True)
+class Talkative:
+    """Can say more."""
+
+    verbose: bool = False
+    """Say more."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("none"), KeyError("cache"), MemoryError(), RecursionError("deep")])
+def test_what_nobody_foresaw_is_a_traceback_and_a_last_line_and_exit_code_1(
+    outcome: Callable[..., tuple[Any, str, str]], error: Exception
+) -> None:
+    def main(config: Config) -> None:
+        doing("fitting, step 31 of 64")
+        raise error
+
+    code, out, err = outcome(main)
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    *_, told, last = err.splitlines()
+    assert told == traceback.format_exception_only(error)[-1].strip()
+    kind, activity, *packages, _, more = LAST_LINE.fullmatch(last).groups()
+    assert (kind, activity, more) == (type(error).__name__, "fitting, step 31 of 64", None), "Config has no --verbose"
+    assert packages == [importlib.metadata.version(name) for name in ("torch", "transformers", "numba", "lens-rnn")]
+
+
+def test_the_last_line_says_whether_the_packages_are_those_that_were_tested(
+    outcome: Callable[..., tuple[Any, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "TESTED", {"torch": ("1.0", "99")})
+    assert "; all within what was tested" in outcome(raising(TypeError()))[2].splitlines()[-1]
+    monkeypatch.setattr(versions, "TESTED", {"torch": ("1.0", "99"), "numba": ("0.1", "0.2"), "tyro": ("98", "99")})
+    newer, older = "numba is newer than what was tested (0.1 to 0.2)", "tyro is older than what was tested (98 to 99)"
+    assert outcome(raising(TypeError()))[2].splitlines()[-1].endswith(f"; {newer}; {older}")
+
+
+@pytest.mark.parametrize(("words", "more"), [([], "; --verbose shows more"), (["--verbose"], None)])
+def test_verbose_is_recommended_where_it_shows_more(
+    words: list[str],
+    more: str | None,
+    quiet_again: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(config: Talkative) -> None:
+        cli.log_to_terminal(config.verbose)
+        raise TypeError
+
+    monkeypatch.setattr(sys, "argv", ["script.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main, Talkative)
+    assert stopped.value.code == 1
+    assert LAST_LINE.fullmatch(capsys.readouterr().err.splitlines()[-1]).groups()[-1] == more
+
+
+def test_an_error_before_the_work_says_so(
+    outcome: Callable[..., tuple[Any, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert " while starting: " in outcome(raising(TypeError()))[2]
+    monkeypatch.setattr(tyro, "cli", raising(TypeError()))
+    assert " while reading the command line: " in outcome(raising(AssertionError("main must not be called")))[2]
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_script_exits_with_1_on_what_nobody_foresaw(processes: str) -> None:
+    """As one of several processes, too, which leaves without the interpreter's teardown."""
+    script = "from tests.test_cli import Config; from lens_rnn import cli\ndef main(_): print('said'); {}['cache_params']"
+    done = run_by_itself(script, WORLD_SIZE=processes)
+    assert (done.returncode, done.stdout) == (1, "said\n")
+    *_, told, last = done.stderr.splitlines()
+    assert told == "KeyError: 'cache_params'"
+    assert LAST_LINE.fullmatch(last)
+
+
+def test_a_script_says_what_it_was_doing(
+    tmp_path: Path, quiet_again: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def predict(*_: object, **settings: object) -> None:
+        raise KeyError("cache_params")
+
+    def last_line() -> str:
+        assert run_in_process("eval/trajectory.py", monkeypatch, "--output", tmp_path / "new") == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    monkeypatch.setattr("lens_rnn.evaluation.trajectory.predict", predict)
+    assert last_line().startswith("error: KeyError while reading the text: ")
+    monkeypatch.setattr("lens_rnn.run.load_model", predict)
+    assert last_line().startswith("error: KeyError while loading the model: ")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_script_that_ends_with_an_exit_code_keeps_it(outcome: Callable[..., tuple[Any, str, str]]) -> None:
+    assert outcome(raising(SystemExit(7))) == (7, "", "")
 
 
 # --- threads and messages ----------------------------------------------------------------------------------------------------
@@ -411,21 +514,47 @@ def test_a_launcher_that_asks_for_one_thread_is_not_listened_to(cores: Callable[
     assert cli.set_threads(None) == 2
 
 
-@pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])
-def test_messages_of_the_library_are_shown(verbose: bool, level: int) -> None:
+@pytest.fixture
+def quiet_again() -> Iterator[None]:
+    """The library's and transformers' loudness are as before afterwards."""
     from transformers.utils import logging as chatter
 
     library = logging.getLogger("lens_rnn")
     before = library.level, chatter.get_verbosity()
     chatter.set_verbosity_warning()
-    try:
-        cli.log_to_terminal(verbose)
-        assert library.level == level
-        assert chatter.get_verbosity() == (logging.WARNING if verbose else logging.ERROR)
-    finally:
-        library.setLevel(before[0])
-        chatter.set_verbosity(before[1])
-        chatter.enable_progress_bar()
+    yield
+    library.setLevel(before[0])
+    chatter.set_verbosity(before[1])
+    chatter.enable_progress_bar()
+
+
+@pytest.mark.parametrize(("verbose", "level"), [(False, logging.INFO), (True, logging.DEBUG)])
+def test_messages_of_the_library_are_shown(verbose: bool, level: int, quiet_again: None) -> None:
+    from transformers.utils import logging as chatter
+
+    cli.log_to_terminal(verbose)
+    assert logging.getLogger("lens_rnn").level == level
+    assert chatter.get_verbosity() == (logging.INFO if verbose else logging.ERROR)
+
+
+def test_verbose_shows_versions_and_activities_and_other_libraries_but_not_their_debugging() -> None:
+    script = (
+        "import logging; from tests.test_cli import Config, doing; from lens_rnn import cli\n"
+        "def main(_):\n    cli.log_to_terminal(verbose=True)\n    doing('reading the text')\n"
+        "    for say in (logging.getLogger('numba').debug, logging.getLogger('numba').info): say('a thought')"
+    )
+    done = run_by_itself(script)
+    assert done.returncode == 0, done.stderr
+    told = [line.split(" ", 2)[2] for line in done.stderr.splitlines()]  # what follows date and time
+    assert told[0] == f"lens_rnn: {versions.describe('lens-rnn', *versions.TESTED)}"
+    assert told[1:] == ["lens_rnn.activity: reading the text", "numba: a thought"]
+
+
+def run_by_itself(script: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run lines that define a main(config) as a script in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **variables}
+    words = [sys.executable, "-c", f"{script}\ncli.run(main, Config)"]
+    return subprocess.run(words, capture_output=True, text=True, env=environment)
 
 
 def test_one_of_several_processes_exits_with_its_code_and_its_words() -> None:
@@ -433,7 +562,5 @@ def test_one_of_several_processes_exits_with_its_code_and_its_words() -> None:
     script = (
         "from tests.test_cli import Config; from lens_rnn import cli, errors\ndef main(_): print('said'); raise errors.DataError('no text')"
     )
-    environment = {**os.environ, "WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parents[1])}
-    words = [sys.executable, "-c", f"{script}\ncli.run(main, Config)"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    done = run_by_itself(script, WORLD_SIZE="2")
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "said\n", "error: no text")

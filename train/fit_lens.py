@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from lens_rnn import artifacts, cli, hub
+from lens_rnn.activity import doing
 from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
@@ -80,6 +81,7 @@ def main(config: Config) -> None:
         adapter = load_configured_model(config, processes, config.shard)
         device = processes.device or adapter.device
         check_length(adapter, config.seq_len)
+        doing("reading the text")
         source = open_source(config)
         fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
         eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
@@ -92,6 +94,7 @@ def main(config: Config) -> None:
         return
 
     # What is copied or hashed must be, before the weights are spread.
+    doing("preparing the fit")
     with processes.together():
         unembedding = Unembedding(adapter).to(device)
         init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
@@ -144,11 +147,13 @@ def main(config: Config) -> None:
         )
 
     # Evaluate and report.
+    doing("evaluating")
     unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
     lenses = {"logit": LogitLens(unembedding), "tuned": result.lens}
     with tqdm(total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
         evaluation = measure(lenses, unigram_ce=unigram, on_batch=bar.update)
     if processes.is_main:
+        doing("writing the lens")
         settings |= config.resolved(fit_blocks, adapter)
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         save_fit(config.folder, result.lens, report, push_to)

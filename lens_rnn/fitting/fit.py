@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lens_rnn.activity import doing
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting.checkpoints import Checkpoints
@@ -127,6 +128,7 @@ def fit(
         save(0)
     sums = StepSums(len(adapter.fitted_layers), adapter.d_model, adapter.device, fisher)
     for step in range(done, steps):
+        doing(f"fitting, step {step + 1} of {steps}")
         _accumulate(sums, lens, adapter, blocks, objective, config, step, processes)
         losses = sums.losses.tolist()
         blameless = [k for k in range(len(losses)) if not (isinstance(optimizer, KFAC) and optimizer.can_take_back(k))]

@@ -1,0 +1,19 @@
+"""What the program is doing, for the last line of an error that nobody foresaw. `--verbose` shows each as it begins."""
+
+import logging
+
+log = logging.getLogger(__name__)
+
+_now = "starting"
+
+
+def doing(what: str) -> None:
+    """Say what begins now, in words that fit after "while": "loading the model". It holds until the next is said."""
+    global _now
+    _now = what
+    log.debug(what)
+
+
+def what_was_done() -> str:
+    """The last thing that was said."""
+    return _now
