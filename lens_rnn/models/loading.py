@@ -20,6 +20,7 @@ from lens_rnn.models.weights import listed, read_weights
 import torch
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -100,6 +101,10 @@ def _read_pretrained(name: str, declared: Any, dtype: Any, device: torch.device,
     if isinstance(declared, dict) and not hub["trust_remote_code"]:
         _refuse_unknown(name, declared)
     config = _load(name, "model", AutoConfig.from_pretrained, **hub)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "auto_map", None):
+        raise ModelError(
+            f"model type {config.model_type!r} of {name} is no causal language model: it predicts no next token from those before"
+        )
     quantised = isinstance(declared, dict) and "quantization_config" in declared
     placed = {"device_map": {"": device}} if quantised else {}  # the libraries of quantisation do not move weights afterwards
     model, report = _load(

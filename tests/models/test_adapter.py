@@ -217,7 +217,8 @@ def test_an_architecture_that_transformers_does_not_know(folder: Path) -> None:
 
 def test_an_encoder_and_decoder_is_refused(folder: Path) -> None:
     edit_config(folder, model_type="t5")
-    assert "cannot load model" in refusal(lambda: load_model(folder))
+    assert "model type 't5' of" in refusal(lambda: load_model(folder))
+    assert "is no causal language model" in refusal(lambda: load_model(folder))
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
