@@ -20,6 +20,7 @@ from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import FUSED, adapter_class
 from lens_rnn.models.families.recurrent import PLAIN, Passage, Rules
+from lens_rnn.models.mixing import RECURRENCE
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
 
 import torch
@@ -89,7 +90,9 @@ def relevance(
     without a lens; DataError for a text that cannot be read or does not fit into memory, with the estimate.
     """
     if not (isinstance(adapter, RecurrentAdapter) and adapter.takes_rules):
-        raise ModelError(f"model type {adapter.model_type!r} has no relevance; these have: {', '.join(relevance_models())}")
+        uncovered = dict.fromkeys(kind for kinds in adapter.mixing_kinds for kind in kinds if kind != RECURRENCE)
+        blocks = f": its rules cover Mamba-1's blocks, and none of the kind {' or '.join(uncovered)}" if uncovered else ""
+        raise ModelError(f"model type {adapter.model_type!r} has no relevance{blocks}; these have: {', '.join(relevance_models())}")
     if reason := adapter.off.get(FUSED):
         raise ModelError(f"{adapter.name} goes without its own equations, and so without relevance: {reason}")
     if method not in METHODS:

@@ -19,6 +19,7 @@ from tests.scripts.launch import run_in_process, run_script, start_script
 
 import pytest
 import torch
+from transformers import cache_utils
 from tuned_lens.nn.lenses import TunedLensConfig
 
 DATA = ("--tokens", 20_480, "--eval-tokens", 2_048, "--seq-len", 64)
@@ -36,6 +37,24 @@ def one_error_line(done: CompletedProcess, *words: str) -> None:
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert [word for word in words if word not in said[0]] == [], said[0]
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv4"])
+def test_a_fit_makes_no_cache_of_transformers(
+    family: str, model_folders: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one cannot be made, the lens is the same to the bit."""
+    arguments = ("--model", model_folders[family], "--data", text_file, *SMALL)
+    assert run_in_process("train/fit_lens.py", monkeypatch, *arguments, "--output", tmp_path / "before") == 0
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a cache of transformers was made")
+
+    for kind in (kind for kind in vars(cache_utils).values() if isinstance(kind, type) and "Cache" in kind.__name__):
+        monkeypatch.setattr(kind, "__init__", refuse)
+    assert run_in_process("train/fit_lens.py", monkeypatch, *arguments, "--output", tmp_path / "after") == 0
+    before, after = translators(tmp_path / "before"), translators(tmp_path / "after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("family", ["mamba", "rwkv4"])

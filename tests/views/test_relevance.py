@@ -12,6 +12,7 @@ from lens_rnn.views import inputs as inputs_module
 from lens_rnn.views.relevance import METHODS, Explained, Method, mamba_lrp, relevance
 from lens_rnn.views.removal import without_tokens
 from tests.conftest import VOCAB_SIZE, make_model
+from tests.models.tiny_hybrids import make_hybrid
 from tests.reference import views as naive
 from tests.scripts.launch import ROOT
 
@@ -188,10 +189,15 @@ def test_without_tokens(tiny_mamba: ModelAdapter, random_lens: TunedLens) -> Non
 # --- what is refused ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["rwkv4", "mamba2", "neox"])
+@pytest.mark.parametrize("name", ["rwkv4", "mamba2", "recurrent_gemma"])
 def test_a_model_without_it_says_which_have_it(name: str, models_of_every_family: dict[str, ModelAdapter]) -> None:
     with pytest.raises(ModelError, match=r"has no relevance; these have: falcon_mamba, mamba$"):
         relevance(models_of_every_family[name], IDS)
+
+
+def test_a_hybrid_says_which_kind_of_block_is_not_covered() -> None:
+    with pytest.raises(ModelError, match="its rules cover Mamba-1's blocks, and none of the kind mamba-2 or attention; these have: "):
+        relevance(wrap_model(make_hybrid("nemotron_h")), IDS)
 
 
 @pytest.mark.parametrize(
