@@ -60,7 +60,7 @@ def test_a_model_with_hidden_attention_only(model_folders: dict[str, Path], tmp_
 @pytest.mark.parametrize(
     ("family", "arguments", "words"),
     [
-        ("neox", (), "model type 'gpt_neox' has no hidden attention"),
+        ("neox", ("--token", "a"), "has no relevance, so --token, --against and --layer mean nothing"),
         ("rwkv4", ("--token", "a"), "has no relevance, so --token, --against and --layer mean nothing"),
         ("mamba", ("--text", ""), "--text is empty"),
         ("mamba", ("--token", "ab"), "'ab' is 2 tokens ('a', 'b'); give the text of one"),
