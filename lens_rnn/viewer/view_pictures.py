@@ -25,9 +25,11 @@ def matrix(readings: Readings, settings: Settings) -> str:
     """Hidden attention as JSON that matrix.js draws. Raises LensRNNError where the settings cannot be used, or the model has none."""
     attention = readings.attention(settings.model, settings.text)
     panels = attention_panels(attention)
-    through = panels.pop("rollout")
-    panels = {ROLLOUT: through, MEAN: np.mean([*panels.values()], axis=0)} | panels
-    name = settings.attention if settings.attention in panels else f"layer {int(settings.attention)}"
+    through = panels.pop("rollout", None)  # of a hybrid with a block that mixes no tokens there is none
+    panels = ({} if through is None else {ROLLOUT: through}) | {MEAN: np.mean([*panels.values()], axis=0)} | panels
+    asked = MEAN if through is None and settings.attention == ROLLOUT else settings.attention
+    name = asked if asked in panels else f"layer {int(asked)}"
+    name = next((title for title in panels if title.partition(",")[0] == name), name)  # a hybrid's have their kind behind a comma
     if name not in panels:
         last = attention.n_layers - 1
         raise ConfigError(f"{settings.model} has no {name}; choose from 0 to {last} for hidden attention, or {MEAN} or {ROLLOUT}")

@@ -91,11 +91,11 @@ def is_here(model_type: str) -> bool:
     return model_type in CONFIG_MAPPING
 
 
-def make_hybrid(model_type: str, seed: int = 0) -> PreTrainedModel:
+def make_hybrid(model_type: str, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> PreTrainedModel:
     """A tiny model in float32 and evaluation mode, random enough for logits far from 0."""
-    settings = _COMMON | (SETTINGS | CONTROLS)[model_type]
+    settings = _COMMON | (SETTINGS | CONTROLS)[model_type] | {"vocab_size": vocab_size}
     if model_type == "xlstm":
-        settings = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, **_ENDS} | SETTINGS["xlstm"]
+        settings = {"vocab_size": vocab_size, "hidden_size": 32, **_ENDS} | SETTINGS["xlstm"]
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     with torch.no_grad():

@@ -17,6 +17,7 @@ from lens_rnn.viewer.view_pictures import matrix, relevance_html, tokens_to_pick
 from lens_rnn.views.attention import hidden_attention, rollout
 from lens_rnn.views.relevance import Explained, relevance
 from tests.conftest import make_model
+from tests.models.tiny_hybrids import make_hybrid
 from tests.viewer.conftest import TUNED, VOCAB_SIZE
 
 import numpy as np
@@ -120,16 +121,24 @@ def test_a_layer_that_no_lens_reads(readings: Readings) -> None:
 
 
 def test_a_model_may_have_one_view_or_none(adapters: dict[str, ModelAdapter], byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    models = adapters | {"neox": wrap_model(make_model("neox", VOCAB_SIZE), byte_tokenizer)}
+    models = adapters | {name: wrap_model(make_model(name, VOCAB_SIZE), byte_tokenizer) for name in ("neox", "recurrent_gemma")}
     readings = Readings({name: Choice(model=name) for name in models}, models.__getitem__)
     answers = Answers(pytest.importorskip("gradio"), readings, settings(lens="logit lens"))
     shown = {name: answers.show(*fields(model=name, lens="logit lens"), "") for name in models}
-    assert [bool(picture) for *_, picture, _, _, _ in shown.values()] == [True, True, False]
+    assert [bool(picture) for *_, picture, _, _, _ in shown.values()] == [True, True, True, False]
     said = [re.findall(r"<p>Model type &#x27;\w+&#x27; has no (hidden attention|relevance)", parts[3]) for parts in shown.values()]
-    assert said == [[], ["relevance"], ["relevance", "hidden attention"]]
+    assert said == [[], ["relevance"], ["relevance"], ["relevance", "hidden attention"]]
     for *_, query, message in shown.values():
         assert "tab=views" in query
         assert message == ""
+
+
+@pytest.mark.parametrize(("asked", "said"), [("rollout", "mean over layers"), ("mean", "mean over layers"), ("1", "layer 1, attention")])
+def test_a_hybrid_has_matrices_of_some_layers_by_kind(asked: str, said: str, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Nemotron-H's third kind of block mixes no tokens, so there is no rollout."""
+    hybrid = wrap_model(make_hybrid("nemotron_h", VOCAB_SIZE), byte_tokenizer)
+    readings = Readings({"hybrid": Choice(model="hybrid")}, {"hybrid": hybrid}.__getitem__)
+    assert said in matrix(readings, settings(model="hybrid", lens="logit lens", attention=asked))
 
 
 def test_a_text_too_long_for_the_matrix_still_has_relevance(answers: Answers) -> None:
