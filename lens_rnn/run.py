@@ -64,7 +64,8 @@ class ModelConfig:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     tokenizer: str | None = None
-    """Hub name or folder of a tokenizer, or an rwkv_vocab_*.txt file, where the model has none beside it."""
+    """Hub name or folder of a tokenizer, an rwkv_vocab_*.txt file, or `bytes` (made here, for models of 256 to 260 ids), where the model
+    has none beside it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the model. Default: float32 on a CPU, the checkpoint's own elsewhere."""
     device: str | None = None

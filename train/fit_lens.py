@@ -55,7 +55,7 @@ class Config(FitConfig, DataConfig, ModelConfig):
     push_to_hub: str | None = None
     """Model repository on the Hub to upload the lens to after the fit, such as user/name. A new one is public. Needs a token."""
     verbose: bool = False
-    """Show what the libraries underneath say, too."""
+    """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)

@@ -77,11 +77,15 @@ class FusedObjective:
         self.products = products or head.weight.dtype
         self.map = unembedding.logit_map
         # The map's scale is multiplied into both, so that only a cap is work for each logit.
-        self.weight = (head.weight.detach() * self.map.scale).to(self.products)
-        self.bias = None if head.bias is None else (head.bias.detach() * self.map.scale).to(self.products)
+        self.weight = self._scaled(head.weight)
+        self.bias = None if head.bias is None else self._scaled(head.bias)
         device = self.weight.device
         self.rows = rows_for(self.products, device)
         self.chunk_tokens = chunk_tokens or default_chunk_tokens(head.out_features, self.products, device.type)
+
+    def _scaled(self, of_head: Tensor) -> Tensor:
+        wide = of_head.detach().to(self.products)
+        return wide if self.map.scale == 1 else wide * self.map.scale
 
     def targets(self, seq_len: int) -> int:
         """How many tokens of a sequence have a target."""

@@ -226,6 +226,16 @@ class ModelAdapter(ABC):
         """Of each block, how it mixes tokens, where there is a matrix to look at: kinds of `Mixing`, most often one, or none."""
         return ((),) * len(self.blocks)
 
+    @property
+    def attention_heads(self) -> int:
+        """How many heads a block has whose number is not known before it runs, for estimates of memory."""
+        return 0
+
+    @property
+    def attention_matrices(self) -> int:
+        """How many matrices are in memory at once where softmax attention is asked for, of whichever block."""
+        return 0
+
     def mixings(self, _input_ids: Tensor, _layers: Sequence[int]) -> Iterator[Mixing]:
         """How these blocks mix the tokens of one text, input_ids (1, tokens): of each block what `mixing_kinds` says."""
         raise ModelError(f"model type {self.model_type!r} has no block whose mixing of tokens is known as a matrix here")
@@ -253,11 +263,12 @@ class ModelAdapter(ABC):
 
         if not 0 <= layer < self.n_layers:
             raise ModelError(f"there is no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
-        self._edits.append((layer, change))
+        mine = (layer, change)
+        self._edits.append(mine)
         try:
             yield
         finally:
-            self._edits.pop()
+            self._edits = [edit for edit in self._edits if edit is not mine]
 
     def _edit(self, layer: int, h: Tensor) -> Tensor:
         """The hidden state that the model goes on from in place of h."""

@@ -1,4 +1,4 @@
-"""The state of hybrid models, in and out of the caches of transformers. The only file that touches them.
+"""The state of hybrid models, in and out of the caches of transformers: the only file that touches its private parts.
 
 A cache is made by the model itself, in a pass. Its tensors are taken out, by block and by name; what is left of it, its counters, is kept
 as something opaque, and a copy of that gets its tensors back to read on. What cannot be reached in this way is no state here, never an end.
@@ -6,6 +6,7 @@ as something opaque, and a copy of that gets its tensors back to read on. What c
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -95,3 +96,14 @@ def _slots(cache: Any, names: Sequence[str]) -> Iterator[_Slot]:
     linear = getattr(cache, "linear_cache", ())  # MiniMax keeps what is not attention in a list of its own
     for block in range(min(len(linear), len(names))):
         yield _Slot(block, names[block], linear, block)
+
+
+@contextmanager
+def attention_returned(model: Any) -> Iterator[None]:
+    """Inside it the model attends in the one way that returns its matrices. transformers says how it attends only in a private setting."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -39,7 +39,7 @@ def check(adapter: ModelAdapter) -> None:
         adapter.logit_map = measure(adapter.model, adapter.final_norm, adapter.head, adapter.dtype)
     except ModelError as error:
         raise _refusal(adapter, str(error)) from None
-    if isinstance(adapter, RecurrentAdapter) and adapter.fused:
+    if isinstance(adapter, RecurrentAdapter) and adapter.fused and not adapter.is_ours:
         _try(adapter, FUSED, lambda: _first_difference(adapter, adapter.run(ids), expected))
     got = adapter.run(ids)
     if trouble := _first_difference(adapter, got, expected) or _lens_trouble(adapter, got, expected):
@@ -136,7 +136,8 @@ def _attention_trouble(adapter: ModelAdapter, ids: Tensor) -> str | None:
         if mixing.values is None or mixing.outputs is None:
             continue
         weights = mixing.weights(torch.arange(mixing.units, device=ids.device))
-        if not agree(torch.einsum("uij,juw->iuw", weights, mixing.values.float()), mixing.outputs.to(adapter.dtype), 4, _least(adapter)):
+        made = torch.einsum("uij,juw->iuw", weights, mixing.values.float()) + mixing.beside
+        if not agree(made, mixing.outputs.to(adapter.dtype), 4, _least(adapter)):
             return f"the weights of a {mixing.kind} do not give what it gives"
     return None
 

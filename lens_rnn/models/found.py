@@ -71,11 +71,22 @@ class FoundAdapter(ModelAdapter):
             (*((mixer.kind,) if mixer else ()), *((SOFTMAX,) if i in self.attention_layers else ())) for i, mixer in enumerate(self.mixers)
         )
 
+    @property
+    def attention_heads(self) -> int:
+        return int(getattr(self.model.config, "num_attention_heads", 1) or 1)
+
+    @property
+    def attention_matrices(self) -> int:
+        return self.attention_heads * len(self.attention_layers)
+
+    @torch.no_grad()
     def mixings(self, input_ids: Tensor, layers: Sequence[int]) -> Iterator[Mixing]:
         known = [layer for layer in layers if self.mixers[layer]]
         found = [*recurrences(self.blocks, known, lambda: self.forward(input_ids))] if known else []
         if set(layers) & set(self.attention_layers):
-            attention = softmax_attention(self.model, self.attention_layers, len(self.blocks), input_ids)
+            with caches.attention_returned(self.model):
+                _, output = self._pass(input_ids, use_cache=False, output_attentions=True)
+            attention = softmax_attention(output.attentions or (), self.attention_layers, len(self.blocks))
             found += [mixing for mixing in attention if mixing.layer in layers]
         yield from sorted(found, key=lambda mixing: [*layers].index(mixing.layer))
 
@@ -87,6 +98,8 @@ class FoundAdapter(ModelAdapter):
         return forward, caches.take(output, self._state_kinds, seen + input_ids.shape[1])
 
     def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
+        if state is not None and state.carrier is None:
+            raise ModelError(f"the state is another model's, and cannot be continued by model type {self.model_type!r}")
         steps = []
         for part in self._parts_of(input_ids, state):
             step, state = self._advance_at_once(part, state)

@@ -57,7 +57,9 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) ->
     def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         product = head(output.to(dtype)).float()
         sizes = _SIZES.to(output.device)[: output.shape[1], None]
-        taken.append((output.float() * (sizes / product.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-20))).to(output.dtype))
+        factors = sizes / product.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-20)
+        largest = torch.finfo(output.dtype).max / 4 / output.abs().amax(-1, keepdim=True).clamp_min(1e-20).float()  # float16 is soon full
+        taken.append((output.float() * factors.minimum(largest)).to(output.dtype))
         return taken[-1]
 
     hook = norm.register_forward_hook(replace)
@@ -93,11 +95,9 @@ def _fitted(product: Tensor, logits: Tensor, config: Any, tolerance: float) -> t
 
 def _exact(value: float, config: Any, tolerance: float) -> float:
     """The number of the configuration, or 1 over it, that a measured value is, up to rounding; the value itself if it is none of them."""
-    for number in _numbers(config.to_dict()):
-        for candidate in (number, 1 / number):
-            if abs(candidate - value) <= tolerance * abs(value):
-                return candidate
-    return value
+    candidates = (candidate for number in _numbers(config.to_dict()) for candidate in (number, 1 / number))
+    near = [candidate for candidate in candidates if abs(candidate - value) <= tolerance * abs(value)]
+    return min(near, key=lambda candidate: abs(candidate - value), default=value)
 
 
 def _numbers(settings: Any) -> Iterator[float]:

@@ -49,7 +49,7 @@ def recurrence(inputs: Inputs) -> Recurrence:
     """A head: y_i = Σ_j α_ij x_j, α_ij = C_i · B_j exp(Σ_{k=j+1..i} Δ_k A) Δ_j; gate, norm and D x are not in it."""
     y, _ = scans.ssd(inputs.x, inputs.dt, inputs.A, inputs.B, inputs.C)
     B, C = (t[0].float().transpose(0, 1) for t in (inputs.B, inputs.C))  # (groups, tokens, n)
-    steps, rates = inputs.dt[0].T[..., None], inputs.A[:, None, None]  # (heads, tokens, 1), (heads, 1, 1)
+    steps, rates = inputs.dt[0].T[..., None].float(), inputs.A[:, None, None].float()  # (heads, tokens, 1), (heads, 1, 1)
     group = torch.arange(len(rates), device=B.device) // (len(rates) // len(B))
 
     def weights(units: Tensor) -> Tensor:

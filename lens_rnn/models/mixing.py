@@ -34,6 +34,8 @@ class Mixing(NamedTuple):
     """What is read (tokens, units, width); None where it is not known, for softmax attention."""
     outputs: Tensor | None
     """What the block's own code makes of them (tokens, units, width)."""
+    beside: Tensor | float = 0.0
+    """What is in the outputs beside weights @ values: D x of a Mamba-2 inside a hybrid."""
 
 
 class Mixer(NamedTuple):
@@ -94,7 +96,7 @@ def _mamba2(layer: int, mixer: Mixer, seen: Mapping[str, Seen]) -> Mixing:
     if theirs is None:  # no norm: the gate is all that lies between the recurrence and the last map
         gated = torch.nn.functional.silu(gate.float())
         theirs = (seen["out_proj"].inputs[0][0].float() / gated.where(gated != 0, 1)).view_as(recurrence.outputs)
-    return Mixing(layer, mixer.kind, "head", recurrence.outputs.shape[1], recurrence.weights, recurrence.values, theirs - skipped)
+    return Mixing(layer, mixer.kind, "head", recurrence.outputs.shape[1], recurrence.weights, recurrence.values, theirs, skipped)
 
 
 def _gated_delta(layer: int, mixer: Mixer, seen: Mapping[str, Seen]) -> Mixing:
@@ -114,18 +116,9 @@ def _given_to_norm(seen: Mapping[str, Seen], like: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def softmax_attention(model: Any, layers: Sequence[int], blocks: int, input_ids: Tensor) -> Iterator[Mixing]:
-    """The softmax attention of all blocks that have it, `layers`, rising, of so many, over one text (1, tokens)."""
-    if not layers:
-        return
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the only one that returns its matrices
-    try:
-        returned = model.base_model(input_ids, output_attentions=True, use_cache=False).attentions or ()
-    finally:
-        model.set_attn_implementation(before)
-    square = (1, input_ids.shape[1], input_ids.shape[1])
-    matrices = [t for t in returned if isinstance(t, Tensor) and t.ndim == 4 and (len(t), *t.shape[2:]) == square]
+def softmax_attention(returned: Sequence[Any], layers: Sequence[int], blocks: int) -> Iterator[Mixing]:
+    """The softmax attention of all blocks that have it, `layers`, rising, of so many, from what a pass over one text returned of it."""
+    matrices = [t for t in returned if isinstance(t, Tensor) and t.ndim == 4 and t.shape[2] == t.shape[3]]
     if len(returned) == blocks and len(layers) < blocks:
         matrices = [returned[layer] for layer in layers]  # others return something too, which is no attention
     if len(matrices) != len(layers):

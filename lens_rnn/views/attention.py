@@ -11,7 +11,7 @@ from typing import Literal
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import ATTENTION, adapter_class
-from lens_rnn.models.mixing import Mixing
+from lens_rnn.models.mixing import SOFTMAX, Mixing
 from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
 
 import torch
@@ -70,7 +70,8 @@ def hidden_attention(
     Of a hybrid also the softmax attention of its attention blocks.
 
     layers: which, by default all that have it; layer i is block i. units: which channels or heads, by default all. Memory: tokens² float32
-    a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or those of one.
+    a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or those of one; of a hybrid, those of all heads of
+    all attention blocks, which transformers returns at once.
 
     Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there, DataError for a text
     that cannot be read or whose matrices do not fit into memory, with the estimate.
@@ -79,7 +80,7 @@ def hidden_attention(
     chosen = there if layers is None else layers
     _check_layers(adapter, chosen)
     kinds, matrices = [], []
-    with_block = _block(ids.shape[1]) * _COPIES + len(chosen)
+    with_block = _block(ids.shape[1]) * _COPIES + len(chosen) + _returned_at_once(adapter, chosen)
     refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers")
     for mixing, wanted in _each_mixing(adapter, ids, chosen, units):
         total = torch.zeros(ids.shape[1], ids.shape[1], device=ids.device)  # (tokens, tokens)
@@ -108,7 +109,8 @@ def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], lay
     _layers_with_attention(adapter)
     ids = one_text(adapter, input_ids)
     _check_layers(adapter, [layer])
-    count = adapter.attention_units(layer) if isinstance(adapter, RecurrentAdapter) and units is None else len(units or ())
+    all_units = adapter.attention_units(layer) if isinstance(adapter, RecurrentAdapter) else adapter.attention_heads
+    count = (all_units if units is None else len(units)) + _returned_at_once(adapter, [layer])
     needed = 4.0 * ids.shape[1] ** 2 * (_block(ids.shape[1]) * _COPIES + count)
     refuse_what_does_not_fit(adapter, needed, ids.shape[1], "shorten it or choose fewer channels or heads")
     mixing, wanted = next(_each_mixing(adapter, ids, [layer], units))
@@ -160,6 +162,11 @@ def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
         raise ConfigError(f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
     if without := [layer for layer in layers if not adapter.mixing_kinds[layer]]:
         raise ConfigError(f"layer {without[0]} of {adapter.name} mixes no tokens in a way that has a matrix; choose others")
+
+
+def _returned_at_once(adapter: ModelAdapter, layers: Sequence[int]) -> int:
+    """Matrices that transformers returns, of all heads of all attention blocks, where one of these layers has softmax attention."""
+    return adapter.attention_matrices if any(SOFTMAX in adapter.mixing_kinds[layer] for layer in layers) else 0
 
 
 def _block(tokens: int) -> int:

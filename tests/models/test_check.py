@@ -18,6 +18,7 @@ from lens_rnn.views.attention import hidden_attention
 from tests.conftest import ALL_FAMILIES, make_model
 from tests.fitting.test_fit import make_blocks
 from tests.models.test_adapter import refusal
+from tests.models.tiny_hybrids import make_hybrid
 
 import pytest
 import torch
@@ -227,3 +228,46 @@ def test_reading_on_where_no_kernel_of_ours_runs(monkeypatch: pytest.MonkeyPatch
         parts = adapter.advance(IDS[:, 5:], state)[0]
         assert len(calls) == 2 * adapter.n_layers
         torch.testing.assert_close(parts.final, adapter.forward(IDS).final[:, 5:], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "bamba"])
+def test_hidden_attention_in_every_precision_and_where_most_passes_it_by(name: str) -> None:
+    """In float64, and where D x is thousands of times what the recurrence makes of the values."""
+    adapter = wrap_model((make_model(name) if name == "mamba2" else make_hybrid(name)).double())
+    assert adapter.off == {}
+    (mixing,) = adapter.mixings(IDS[:1], [0])
+    assert mixing.weights(torch.tensor([0])).dtype == torch.float32
+    model = make_model(name) if name == "mamba2" else make_hybrid(name)
+    for module_name, parameter in model.named_parameters():
+        if module_name.endswith(".D"):
+            parameter.data *= 1e4
+    assert wrap_model(model).off == {}
+
+
+def test_edits_end_in_any_order() -> None:
+    adapter = wrap_model(make_model("mamba"))
+    before = adapter.forward(IDS).final
+    first, second = adapter.edited(0, torch.zeros_like), adapter.edited(1, torch.zeros_like)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    states = adapter.forward(IDS).hidden_states
+    assert states[0].any()
+    assert not states[1].any()
+    second.__exit__(None, None, None)
+    assert torch.equal(adapter.forward(IDS).final, before)
+
+
+def test_softmax_attention_heeds_edits() -> None:
+    adapter = wrap_model(make_model("neox"))
+    plain = hidden_attention(adapter, IDS[0]).matrices
+    with adapter.edited(0, lambda h: -h):
+        edited = hidden_attention(adapter, IDS[0]).matrices
+    assert not torch.allclose(plain[1], edited[1])
+
+
+def test_a_state_of_another_family_is_refused() -> None:
+    _, foreign = wrap_model(make_model("mamba2")).advance(IDS[:, :5])
+    hybrid = wrap_model(make_hybrid("bamba"))
+    foreign.blocks = (foreign.blocks * 2)[: hybrid.n_layers]
+    assert "the state is another model's" in refusal(lambda: hybrid.advance(IDS[:, 5:], foreign))

@@ -155,7 +155,7 @@ def test_the_recurrent_blocks_of_hybrids(name: str, ids: Tensor) -> None:
     hooks = hooks_of(adapter)
     for mixing in adapter.mixings(ids[None], layers):
         if mixing.kind == kind:
-            made = torch.einsum("uij,juw->iuw", mixing.weights(torch.arange(mixing.units)), mixing.values.float())
+            made = torch.einsum("uij,juw->iuw", mixing.weights(torch.arange(mixing.units)), mixing.values.float()) + mixing.beside
             torch.testing.assert_close(made, mixing.outputs, rtol=1e-5, atol=1e-5 * float(mixing.outputs.abs().max()))
     assert hooks_of(adapter) == hooks, "ours go; transformers leaves some of its own"
 

@@ -63,12 +63,15 @@ class RecurrentAdapter(ModelAdapter):
 
     attention_unit: ClassVar[Literal["channel", "head"] | None] = None
     """What `recurrence` has a matrix for; None where the family has no such view."""
+    is_ours: ClassVar[bool] = False
+    """Whether the model's own code is this package's, so that there is no other to fall back to."""
     takes_rules: ClassVar[bool] = False
     """Whether `run_block` heeds `Passage.rules`."""
 
     @property
     def fused(self) -> bool:
-        return FUSED not in self.off and self.device.type == "cpu" and self.dtype == torch.float32
+        """Whether whole texts are read by the equations here."""
+        return self.is_ours or (FUSED not in self.off and self.device.type == "cpu" and self.dtype == torch.float32)
 
     @abstractmethod
     def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:

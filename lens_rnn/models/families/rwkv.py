@@ -1,4 +1,4 @@
-"""RWKV-5, 6 and 7 as whole models: what `models/rwkv_blocks.py` has the equations of, with embeddings, head and recurrent state."""
+"""RWKV-5, 6 and 7 as whole models: the equations of `families/rwkv_blocks.py` with embeddings, head and recurrent state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -65,16 +65,12 @@ class RWKVAdapter(RecurrentAdapter):
     states_after_blocks = True
     state_names = ("att_shift", "wkv", "ffn_shift")
     attention_unit = "head"
+    is_ours = True
     lora_modules = ("key", "value", "receptance", "output")
 
     @property
     def family(self) -> str:
         return "rwkv"
-
-    @property
-    def fused(self) -> bool:
-        """The model itself is of this package: there is no other code to run it by."""
-        return True
 
     @property
     def blocks(self) -> nn.ModuleList:
