@@ -2,7 +2,7 @@
 
 import json
 from copy import deepcopy
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 
 from lens_rnn.data import TokenBlocks
@@ -102,7 +102,7 @@ def test_a_benchmark_prints_its_table(
     output = tmp_path / "results.json"
     assert run_in_process(f"benchmarks/{script}.py", monkeypatch, *arguments, "--output", output) == 0
     assert said in capsys.readouterr().out
-    assert json.loads(output.read_text())["machine"]["torch"] == torch.__version__
+    assert json.loads(output.read_text())["machine"]["torch"] == metadata.version("torch")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
