@@ -26,6 +26,8 @@ class Family(NamedTuple):
     """What blocks have a view of: hidden attention by channel or head, softmax attention; empty for none."""
     relevance: bool = False
     """Whether MambaLRP covers it."""
+    lora: tuple[str, ...] = ()
+    """Which linear maps take a low-rank adapter in fine-tuning; empty for those of the blocks that `lora_maps` finds."""
     since: str = ""
     """The release of transformers that it came with, where that is later than the lowest that this package works with."""
 
@@ -48,6 +50,7 @@ _FAMILIES = (
         fused=True,
         attention="hidden, by channel",
         relevance=True,
+        lora=("in_proj",),
     ),
     Family(
         "Falcon-Mamba",
@@ -59,6 +62,7 @@ _FAMILIES = (
         fused=True,
         attention="hidden, by channel",
         relevance=True,
+        lora=("in_proj",),
     ),
     Family(
         "Mamba-2",
@@ -69,6 +73,7 @@ _FAMILIES = (
         ("conv", "ssm"),
         fused=True,
         attention="hidden, by head",
+        lora=("in_proj",),
     ),
     Family(
         "RWKV-4",
@@ -79,6 +84,7 @@ _FAMILIES = (
         ("att_shift", "den", "ffn_shift", "max", "num"),
         fused=True,
         attention="hidden, by channel",
+        lora=("key", "value", "receptance", "output"),
     ),
     Family(
         "RWKV-5, 6, 7",
@@ -89,6 +95,7 @@ _FAMILIES = (
         ("att_shift", "ffn_shift", "wkv"),
         fused=True,
         attention="hidden, by head",
+        lora=("key", "value", "receptance", "output"),
     ),
     Family("RecurrentGemma", ("recurrent_gemma",), "google/recurrentgemma-2b …", _TRANSFORMERS, state=("conv", "lru"), fused=True),
     Family("Nemotron-H", ("nemotron_h",), "nvidia/Nemotron-H-8B-Base-8K …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
@@ -136,13 +143,24 @@ def supported() -> tuple[Family, ...]:
 
 def table() -> str:
     """The same as the README's table, in Markdown."""
-    columns = ("family", "hidden state i", "state", "fused on the CPU", "attention to look at", "relevance", "checkpoints", "compared with")
+    columns = (
+        "family",
+        "hidden state i",
+        "state",
+        "fused on the CPU",
+        "attention to look at",
+        "relevance",
+        "LoRA",
+        "checkpoints",
+        "compared with",
+    )
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     for family in _FAMILIES:
         since = f" (transformers {family.since} and later)" if family.since else ""
         cells = (
             *(family.name + since, family.layers, ", ".join(f"`{name}`" for name in family.state) or "–"),
             *("yes" if family.fused else "–", family.attention or "–", "yes" if family.relevance else "–"),
+            ", ".join(f"`{name}`" for name in family.lora) or "linear maps of the blocks",
             *(family.checkpoints, family.compared),
         )
         lines.append(" | ".join(cells))

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from lens_rnn.models import Family, ModelAdapter, RecurrentAdapter, known_architectures, load_model, supported, wrap_model
+from lens_rnn.models.lora import lora_maps
 from lens_rnn.models.mixing import RECURRENCE, SOFTMAX
 from lens_rnn.models.supported import table
 from tests.conftest import ALL_FAMILIES, make_model
@@ -43,6 +44,8 @@ def test_a_row_says_what_the_model_can_do(name: str) -> None:
     assert set(row.state) == (set(adapter.state_names) if adapter.has_state else set())
     assert row.fused == (isinstance(adapter, RecurrentAdapter) and adapter.fused)
     assert row.attention == attention_of(adapter)
+    assert row.lora == adapter.lora_modules
+    assert lora_maps(adapter)
     assert row.relevance == (isinstance(adapter, RecurrentAdapter) and adapter.takes_rules)
     if isinstance(adapter, RecurrentAdapter) and adapter.attention_unit:
         assert adapter.mixing_kinds == ((RECURRENCE,),) * adapter.n_layers
