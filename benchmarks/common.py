@@ -38,25 +38,37 @@ def machine() -> dict[str, str]:
 
 
 def report(
-    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str], output: Path | None, **data: Any
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    output: Path | None,
+    **data: Any,
 ) -> None:
     """Print one table, its notes and the machine, and write the same as JSON where an output is named."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
-        first, *others = [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+        first, *others = [
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+        ]
         return f"| {' | '.join([first, *others])} |"
 
     rule = f"|{'|'.join('-' * (w + 1) + (':' if i else '-') for i, w in enumerate(widths))}|"
     where = ", ".join(f"{name} {value}" for name, value in machine().items())
-    print("\n".join([f"\n{title}\n", line(header), rule, *map(line, rows), "", *notes, f"Machine: {where}"]), flush=True)
+    print(
+        "\n".join([f"\n{title}\n", line(header), rule, *map(line, rows), "", *notes, f"Machine: {where}"]), flush=True
+    )
     if output:
-        write_json(output, {"title": title, "header": header, "rows": rows, "notes": notes, "machine": machine(), **data})
+        write_json(
+            output, {"title": title, "header": header, "rows": rows, "notes": notes, "machine": machine(), **data}
+        )
 
 
 @dataclass
 class Clock:
-    """Seconds of wall time and of processor time, over all threads of this process, without what is done while it is paused.
+    """Seconds of wall time and of processor time, over all threads of this process, without what is done while it is
+    paused.
 
     On a machine that other work shares, the processor time is what can be compared.
     """
@@ -87,7 +99,8 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 
 def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each contender over rounds in which each has its turn, so that what slows the machine slows them all."""
+    """Median seconds of each contender over rounds in which each has its turn, so that what slows the machine slows
+    them all."""
     for work in contenders.values():
         work()  # to warm up
     times: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
@@ -106,7 +119,9 @@ class KeptRuns:
         if path and path.exists():
             self.done = json.loads(path.read_text())
             if different := [name for name, value in settings.items() if self.done["settings"].get(name) != value]:
-                raise ConfigError(f"{path} holds runs with other settings ({', '.join(different)}); name another --output")
+                raise ConfigError(
+                    f"{path} holds runs with other settings ({', '.join(different)}); name another --output"
+                )
 
     def get(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of a run: from the file, or made now."""

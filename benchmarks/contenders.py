@@ -1,4 +1,5 @@
-"""What throughput.py and memory.py compare: from random hidden states to the gradients of all translators, ours and tuned-lens's.
+"""What throughput.py and memory.py compare: from random hidden states to the gradients of all translators, ours and
+tuned-lens's.
 
 Ours uses the parts that `fit` is made of, without a model's forward pass and without data.
 """
@@ -26,7 +27,9 @@ STEPS = 1000  # of the schedules
 class Ours:
     """Our objective and optimizer on one problem."""
 
-    def __init__(self, adapter: ModelAdapter, forward: Forward, ids: Tensor, products: torch.dtype, name: OptimizerName):
+    def __init__(
+        self, adapter: ModelAdapter, forward: Forward, ids: Tensor, products: torch.dtype, name: OptimizerName
+    ):
         self.layers, self.forward, self.ids = adapter.fitted_layers, forward, ids
         size, device = (len(self.layers), adapter.d_model), adapter.device
         self.weights, self.biases = torch.zeros(*size, adapter.d_model, device=device), torch.zeros(size, device=device)
@@ -43,7 +46,9 @@ class Ours:
     def gradients(self) -> None:
         """Losses, gradients and statistics of all layers, from nothing."""
         self.sums.flat.zero_()
-        draws = torch.rand(len(self.layers), self.ids.numel(), device=self.ids.device) if self.objective.fisher else None
+        draws = (
+            torch.rand(len(self.layers), self.ids.numel(), device=self.ids.device) if self.objective.fisher else None
+        )
         for chunk in self.objective.chunks(self.forward, self.ids):
             for k, layer in enumerate(self.layers):
                 hidden = chunk.hidden[layer]
@@ -76,19 +81,23 @@ class Theirs:
 
 
 def random_mamba(d_model: int, vocab_size: int, layers: int, dtype: torch.dtype, device: torch.device) -> ModelAdapter:
-    """A Mamba of this shape with random weights, whose predictions are uneven. Its last layer is trivial, so one more than asked for."""
+    """A Mamba of this shape with random weights, whose predictions are uneven. Its last layer is trivial, so one more
+    than asked for."""
     torch.manual_seed(0)
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = MambaConfig(hidden_size=d_model, num_hidden_layers=layers + 1, vocab_size=vocab_size, dtype=dtype, **ends)
     with torch.device(device):
         model = MambaForCausalLM(config)
-    model.get_output_embeddings().weight.data.normal_(std=3 * d_model**-0.5)  # logits of about 3, as trained models have
+    model.get_output_embeddings().weight.data.normal_(
+        std=3 * d_model**-0.5
+    )  # logits of about 3, as trained models have
     model.config.name_or_path = f"random-mamba-{d_model}"
     return wrap_model(model.to(dtype))  # type: ignore[arg-type] # transformers' decorator hides Module.to
 
 
 def random_forward(adapter: ModelAdapter, tokens: int) -> tuple[Forward, torch.Tensor]:
-    """What a pass over one sequence of so many tokens might give, in float32 as Mamba gives it, without running the model; and ids."""
+    """What a pass over one sequence of so many tokens might give, in float32 as Mamba gives it, without running the
+    model; and ids."""
     generator = torch.Generator(adapter.device).manual_seed(1)
 
     def states() -> torch.Tensor:

@@ -1,10 +1,12 @@
-"""Whole fits on a GPU at the sizes of mamba-130m and mamba-2.8b: tokens a second, peak memory, minutes to a million tokens.
+"""Whole fits on a GPU at the sizes of mamba-130m and mamba-2.8b: tokens a second, peak memory, minutes to a million
+tokens.
 
     python benchmarks/gpu_fit.py
     python benchmarks/gpu_fit.py --device cpu --tiny      # to see that it runs
 
-Random weights of those shapes in bfloat16 and random tokens: the time is the same as with real ones. The model's forward pass is timed
-apart: without the kernels of `mamba-ssm`, transformers runs Mamba's recurrence as a loop over time.
+Random weights of those shapes in bfloat16 and random tokens: the time is the same as with real ones. The model's
+forward pass is timed apart: without the kernels of `mamba-ssm`, transformers runs Mamba's recurrence as a loop over
+time.
 """
 
 from dataclasses import dataclass
@@ -68,7 +70,11 @@ def measure(config: Config, shape: tuple[int, int, int], optimizer: OptimizerNam
     device = torch.device(config.device)
     cuda = device.type == "cuda"
     adapter = random_mamba(d_model, vocab, layers - 1, torch.bfloat16 if cuda else torch.float32, device)
-    tokens = np.random.default_rng(0).integers(vocab, size=(config.tokens // config.seq_len, config.seq_len)).astype(np.uint16)
+    tokens = (
+        np.random.default_rng(0)
+        .integers(vocab, size=(config.tokens // config.seq_len, config.seq_len))
+        .astype(np.uint16)
+    )
     blocks = TokenBlocks(tokens, "random tokens", tokens.size, tokens.size, 1, "0" * 64)
     stopwatch = Stopwatch(adapter)
     if cuda:
@@ -80,7 +86,9 @@ def measure(config: Config, shape: tuple[int, int, int], optimizer: OptimizerNam
         marks.append((clock.read()["seconds"], stopwatch.seconds))
         return {}
 
-    fitting = FitConfig(optimizer=optimizer, batch_size=config.batch_size, micro_batch_size=config.micro_batch_size, passes=1)
+    fitting = FitConfig(
+        optimizer=optimizer, batch_size=config.batch_size, micro_batch_size=config.micro_batch_size, passes=1
+    )
     fit(adapter, blocks, fitting, at_start=mark, on_step=mark)
     steps = len(marks) - 2  # the first step also compiles
     whole, forwards = (marks[-1][k] - marks[1][k] for k in (0, 1))
@@ -103,8 +111,18 @@ def main(config: Config) -> None:
         return
     shapes = TINY if config.tiny else SHAPES
     runs = [(name, optimizer) for name in shapes for optimizer in config.optimizers]
-    figures = {f"{name}, {optimizer}": measure(config, shapes[name], optimizer) for name, optimizer in tqdm(runs, desc="fits")}
-    header = ["model, optimizer", "tokens/s", "of it forward", "closed-form start, s", "minutes to 1 M tokens", "model, GiB", "peak, GiB"]
+    figures = {
+        f"{name}, {optimizer}": measure(config, shapes[name], optimizer) for name, optimizer in tqdm(runs, desc="fits")
+    }
+    header = [
+        "model, optimizer",
+        "tokens/s",
+        "of it forward",
+        "closed-form start, s",
+        "minutes to 1 M tokens",
+        "model, GiB",
+        "peak, GiB",
+    ]
     rows = [
         [
             name,
@@ -118,7 +136,8 @@ def main(config: Config) -> None:
         for name, run in figures.items()
     ]
     notes = [
-        f"Random weights and tokens; steps of {config.batch_size} × {config.seq_len} tokens, all layers; the start sees {config.tokens:,} "
+        f"Random weights and tokens; steps of {config.batch_size} × {config.seq_len} tokens, all layers; the start "
+        f"sees {config.tokens:,} "
         "tokens. Minutes: the start, then a million tokens of steps; compiling and loading are left out.",
     ]
     report("Whole fits", header, rows, notes, config.output, figures=figures)

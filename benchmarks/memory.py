@@ -1,10 +1,12 @@
-"""Peak memory of the objective beside tuned-lens's loop, above what stays: model, translators, gradients and optimizer state.
+"""Peak memory of the objective beside tuned-lens's loop, above what stays: model, translators, gradients and optimizer
+state.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --device cuda
 
-Each contender runs in a process of its own: a pass over few tokens and a step of the optimizer first, so that all that stays is there, and
-then one pass, of which the peak counts. On a CPU it is the resident size as the operating system counts it, on a GPU what torch allocated.
+Each contender runs in a process of its own: a pass over few tokens and a step of the optimizer first, so that all that
+stays is there, and then one pass, of which the peak counts. On a CPU it is the resident size as the operating system
+counts it, on a GPU what torch allocated.
 """
 
 import json
@@ -28,7 +30,10 @@ from common import report
 from contenders import Ours, Theirs, random_forward, random_mamba
 
 WARM_UP_TOKENS = 8
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # glibc: give back what is freed, so that it is not counted
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}  # glibc: give back what is freed, so that it is not counted
 Contender = Literal["tuned-lens's loop", "ours, AdamW", "ours, K-FAC"]
 CONTENDERS: tuple[Contender, ...] = ("tuned-lens's loop", "ours, AdamW", "ours, K-FAC")
 
@@ -113,7 +118,9 @@ def in_a_process(config: Config, contender: Contender, dtype: str) -> dict[str, 
         words = [sys.executable, __file__, "--config", f"{folder}/config.yaml"]
         done = subprocess.run(words, env=os.environ | MALLOC, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise LensRNNError(f"{contender} in {dtype} failed: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}")
+        raise LensRNNError(
+            f"{contender} in {dtype} failed: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -130,11 +137,25 @@ def main(config: Config) -> None:
         for contender in CONTENDERS:
             figures[f"{dtype}, {contender}"] = found = in_a_process(config, contender, dtype)
             loop = figures[f"{dtype}, {CONTENDERS[0]}"]
-            sizes = [f"{found[part] / 2**20:,.0f}" for part in ("peak", "model", "translators", "gradients", "optimizer")]
-            rows.append([f"{config.d_model}, {dtype}", contender, sizes[0], f"{found['peak'] / loop['peak']:.3f}", *sizes[1:]])
-    header = ["d_model, dtype", "MiB", "transient peak", "÷ tuned-lens's", "model", "translators", "gradients", "optimizer"]
+            sizes = [
+                f"{found[part] / 2**20:,.0f}" for part in ("peak", "model", "translators", "gradients", "optimizer")
+            ]
+            rows.append(
+                [f"{config.d_model}, {dtype}", contender, sizes[0], f"{found['peak'] / loop['peak']:.3f}", *sizes[1:]]
+            )
+    header = [
+        "d_model, dtype",
+        "MiB",
+        "transient peak",
+        "÷ tuned-lens's",
+        "model",
+        "translators",
+        "gradients",
+        "optimizer",
+    ]
     notes = [
-        f"{config.tokens:,} tokens in a pass, {config.layers} layers, vocabulary {config.vocab_size:,}. The peak is above what stays, "
+        f"{config.tokens:,} tokens in a pass, {config.layers} layers, vocabulary {config.vocab_size:,}. The peak is "
+        "above what stays, "
         "and what stays is named apart; the gradients of K-FAC include its statistics."
     ]
     report(f"Memory, {config.device}", header, rows, notes, config.output, bytes=figures)

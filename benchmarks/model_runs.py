@@ -1,4 +1,5 @@
-"""What quality_per_token.py runs on one model: tuned-lens's recipe and our fit, with the clock on the training alone."""
+"""What quality_per_token.py runs on one model: tuned-lens's recipe and our fit, with the clock on the training
+alone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,8 @@ from common import Clock
 from tuned_lens_loop import Backward, backward, fused_gradients, train
 
 Run = dict[str, Any]
-"""kl: by layer, nats a token; seconds and cpu_seconds of the training; of ours also passes, and when it reached tuned-lens's mean KL."""
+"""kl: by layer, nats a token; seconds and cpu_seconds of the training; of ours also passes, and when it reached
+tuned-lens's mean KL."""
 
 
 def mean(kl: dict[str, float]) -> float:
@@ -48,17 +50,22 @@ class ModelRuns:
         blocks = self.blocks("fit", tokens=tokens)
         with tqdm(total=blocks.tokens.size, unit="tok", unit_scale=True, desc=label) as bar:
             clock = Clock()
-            lens = train(self.adapter, blocks, batch_tokens // blocks.seq_len, gradients=gradients, on_tokens=bar.update)
+            lens = train(
+                self.adapter, blocks, batch_tokens // blocks.seq_len, gradients=gradients, on_tokens=bar.update
+            )
             time = clock.read()
         return {"kl": self.kl(lens), **time}
 
     def ours(self, tokens: int, target: float, every: int) -> Run:
-        """Our fit with its default settings. Where it would write checkpoints, every so many tokens, it is watched for the target."""
+        """Our fit with its default settings. Where it would write checkpoints, every so many tokens, it is watched for
+        the target."""
         blocks = self.blocks("fit", tokens=tokens)
         fitting = FitConfig()
         a_step = fitting.batch_size * blocks.seq_len
         fitting = replace(fitting, checkpoint_every=max(1, every // a_step))
-        with tqdm(total=fitting.steps(blocks) * a_step, unit="tok", unit_scale=True, desc=f"ours, {tokens:,} tokens") as bar:
+        with tqdm(
+            total=fitting.steps(blocks) * a_step, unit="tok", unit_scale=True, desc=f"ours, {tokens:,} tokens"
+        ) as bar:
             watch = _Watch(self, target)
             lens = fit(self.adapter, blocks, fitting, checkpoints=watch, on_step=lambda _: bar.update(a_step)).lens
             time = watch.clock.read()
@@ -66,12 +73,18 @@ class ModelRuns:
         return {"kl": self.kl(lens), **time, "passes": fitting.passes_over(blocks), "reached": reached}
 
     def check(self) -> None:
-        """Two steps of the recipe in float32 on our gradients and on its own are the same. Warms up what is compiled or loaded once."""
+        """Two steps of the recipe in float32 on our gradients and on its own are the same. Warms up what is compiled or
+        loaded once."""
         blocks = self.blocks("fit", tokens=8 * self.seq_len)
-        ours, its = (train(self.adapter, blocks, 4, gradients=by) for by in (fused_gradients(self.adapter, torch.float32), backward))
+        ours, its = (
+            train(self.adapter, blocks, 4, gradients=by)
+            for by in (fused_gradients(self.adapter, torch.float32), backward)
+        )
         for i in self.adapter.fitted_layers:
             difference = float((ours[i].weight - its[i].weight).detach().norm() / its[i].weight.detach().norm())
-            assert difference < 1e-4, f"the translators of layer {i} differ by {difference:.1e} of their norm after two steps"
+            assert difference < 1e-4, (
+                f"the translators of layer {i} differ by {difference:.1e} of their norm after two steps"
+            )
         fit(self.adapter, blocks, FitConfig(batch_size=4, passes=1))
 
 

@@ -3,8 +3,9 @@
     python benchmarks/quality_per_token.py --output results/quality
     python benchmarks/quality_per_token.py --models checkpoints/a-gpt-neox --output results/quality
 
-tuned-lens's recipe gets the best of three batch sizes for its token budget, the one nearest to its own 250 steps among them. One table a
-model. Each run is kept in the output folder as soon as it is done: a benchmark that was interrupted continues with the next.
+tuned-lens's recipe gets the best of three batch sizes for its token budget, the one nearest to its own 250 steps among
+them. One table a model. Each run is kept in the output folder as soon as it is done: a benchmark that was interrupted
+continues with the next.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Config:
     recipe_batches: tuple[int, ...] = (1024, 2048, 8192)
     """Tokens in a step of the recipe, to choose from."""
     recipe_autocast: bool = True
-    """Run the recipe under bfloat16 autocast, as its own trainer always does; else in float32, which is slower and no better."""
+    """Run the recipe under bfloat16 autocast, as its own trainer always does; else in float32, which is slower and no
+    better."""
     select_with: Literal["fused", "autograd"] = "fused"
     """Choose the batch size by runs of the recipe on our objective's gradients, the same and sooner, or on its own."""
     device: str = "cpu"
@@ -74,7 +76,12 @@ def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str
     return ["KL, nats a token", "logit lens", *columns], [
         *rows,
         row("mean", lambda run: f"{mean(run['kl']):.4f}", f"{mean(logit['kl']):.4f}"),
-        row("layers below tuned-lens", lambda run: f"{sum(run['kl'][i] < kl for i, kl in its['kl'].items())}/{len(its['kl'])}", "", True),
+        row(
+            "layers below tuned-lens",
+            lambda run: f"{sum(run['kl'][i] < kl for i, kl in its['kl'].items())}/{len(its['kl'])}",
+            "",
+            True,
+        ),
         row("seconds (of all cores)", lambda run: f"{run['seconds']:.1f} ({run['cpu_seconds']:.1f})"),
         row("passes over its tokens", lambda run: f"{run.get('passes', 1)}"),
         row("tuned-lens's mean reached after tokens of steps", when(lambda r: f"{r['tokens']:,}"), "", True),
@@ -104,7 +111,9 @@ def measure(name: str, config: Config) -> None:
 
     logit = kept.get("logit lens", runs.logit_lens)
     tried = {
-        batch: kept.get(f"{label}, {batch} tokens a step", partial(runs.recipe, label, gradients, batch, config.recipe_tokens))
+        batch: kept.get(
+            f"{label}, {batch} tokens a step", partial(runs.recipe, label, gradients, batch, config.recipe_tokens)
+        )
         for batch in config.recipe_batches
     }
     best = min(tried, key=lambda batch: mean(tried[batch]["kl"]))
@@ -114,12 +123,18 @@ def measure(name: str, config: Config) -> None:
 
     means = ", ".join(f"{batch:,}: {mean(run['kl']):.4f}" for batch, run in tried.items())
     notes = [
-        f"Held out: {runs.held_out.tokens.size:,} tokens of {config.data}. Seconds: training alone, with the model's forward passes, runs "
+        f"Held out: {runs.held_out.tokens.size:,} tokens of {config.data}. Seconds: training alone, with the model's "
+        "forward passes, runs "
         "one after another, and in brackets summed over cores. Our fit sees its tokens once more, to start.",
-        f"Mean KL of tuned-lens's recipe by tokens a step ({label}): {means}. Its column is its own loop with {best:,}, in "
-        f"{'bfloat16 autocast' if config.recipe_autocast else 'float32'}; two steps on either gradients were the same in float32.",
+        f"Mean KL of tuned-lens's recipe by tokens a step ({label}): {means}. Its column is its own loop with "
+        f"{best:,}, in "
+        f"{'bfloat16 autocast' if config.recipe_autocast else 'float32'}; two steps on either gradients were the "
+        "same in float32.",
     ]
-    columns = {f"tuned-lens, {config.recipe_tokens:,} tokens": its, **{f"ours, {n:,} tokens": run for n, run in ours.items()}}
+    columns = {
+        f"tuned-lens, {config.recipe_tokens:,} tokens": its,
+        **{f"ours, {n:,} tokens": run for n, run in ours.items()},
+    }
     report(adapter.name, *table(logit, columns), notes, None)
 
 

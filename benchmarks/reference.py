@@ -1,4 +1,5 @@
-"""Fit a model's translators on all the text there is, and keep what they reach as the reference that shorter fits are measured against.
+"""Fit a model's translators on all the text there is, and keep what they reach as the reference that shorter fits are
+measured against.
 
     python benchmarks/reference.py --model checkpoints/tiny-mamba
 
@@ -58,7 +59,10 @@ def main(config: Config) -> None:
     known = load_reference(adapter, weights, eval_blocks)
     mean = sum(kl.values()) / len(kl)
     if known and sum(known.values()) / len(known) <= mean:
-        print(f"mean KL {mean:.4f} is not below the reference that is there, {sum(known.values()) / len(known):.4f}; kept that")
+        print(
+            f"mean KL {mean:.4f} is not below the reference that is there, {sum(known.values()) / len(known):.4f}; "
+            "kept that"
+        )
         return
     made = {
         "command": f"python benchmarks/reference.py --model {config.model}",

@@ -1,4 +1,5 @@
-"""Whether MambaLRP ranks tokens better than gradient × input, recency or chance: how far a logit falls as the highest are taken out.
+"""Whether MambaLRP ranks tokens better than gradient × input, recency or chance: how far a logit falls as the highest
+are taken out.
 
 python benchmarks/relevance.py
 """
@@ -43,7 +44,8 @@ class Config:
 
 
 def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | None) -> dict[str, np.ndarray]:
-    """By order: the mean fall over the counts of each text, (texts), in logits. The quantity is the likeliest next token's logit."""
+    """By order: the mean fall over the counts of each text, (texts), in logits. The quantity is the likeliest next
+    token's logit."""
     rng = np.random.default_rng(config.seed)
     blocks = load_blocks(DataConfig(seq_len=64), "eval", adapter.tokenizer)
     found: dict[str, list[float]] = {name: [] for name in (*METHODS, "last first", "random")}
@@ -67,7 +69,10 @@ def row(name: str, by_quantity: list[dict[str, np.ndarray]], rng: np.random.Gene
     for found in by_quantity:
         margin = found[METHODS[0]] - found[name]
         low, high = np.percentile(rng.choice(margin, (10_000, len(margin))).mean(1), [2.5, 97.5])
-        cells += [f"{found[name].mean():.2f}", "" if name == METHODS[0] else f"{margin.mean():.2f} [{low:.2f}, {high:.2f}]"]
+        cells += [
+            f"{found[name].mean():.2f}",
+            "" if name == METHODS[0] else f"{margin.mean():.2f} [{low:.2f}, {high:.2f}]",
+        ]
     return cells
 
 
@@ -77,11 +82,19 @@ def main(config: Config) -> None:
     lens = TunedLens.load(adapter, f"{config.model.rstrip('/')}-lens")
     by_quantity = [falls(adapter, lens, config, layer) for layer in (None, config.layer)]
     rng = np.random.default_rng(config.seed)
-    header = ["order of removal", "model: fall", f"{METHODS[0]} more by", f"lens, layer {config.layer}: fall", f"{METHODS[0]} more by"]
+    header = [
+        "order of removal",
+        "model: fall",
+        f"{METHODS[0]} more by",
+        f"lens, layer {config.layer}: fall",
+        f"{METHODS[0]} more by",
+    ]
     rows = [row(name, by_quantity, rng) for name in by_quantity[0]]
     counts = ", ".join(map(str, config.counts))
     notes = [f"{config.texts} texts of {config.tokens} tokens; mean fall in logits over {counts} tokens left out."]
-    report(f"{Path(config.model).name}: what the likeliest next token's logit loses", header, rows, notes, config.output)
+    report(
+        f"{Path(config.model).name}: what the likeliest next token's logit loses", header, rows, notes, config.output
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""One process on one core against several processes on one core each: the time of a fit's steps, and whether the result is the same.
+"""One process on one core against several processes on one core each: the time of a fit's steps, and whether the result
+is the same.
 
     python benchmarks/scaling.py
 
-The fit is the default one with fewer tokens. Its clock runs from the end of the first step to the end of the last: without start-up, the
-closed-form start and what is compiled or loaded once. Runs with one and with several processes take turns.
+The fit is the default one with fewer tokens. Its clock runs from the end of the first step to the end of the last:
+without start-up, the closed-form start and what is compiled or loaded once. Runs with one and with several processes
+take turns.
 """
 
 import os
@@ -63,10 +65,22 @@ def work(config: Config, folder: Path) -> None:
 
 def launch(config: Config, processes: int, folder: Path) -> dict[str, float]:
     """Run the fit in so many processes; it leaves its lens in the folder. Returns its figures."""
-    words = [__file__, "--model", config.model, "--data", config.data, "--tokens", str(config.tokens), "--worker", str(folder)]
+    words = [
+        __file__,
+        "--model",
+        config.model,
+        "--data",
+        config.data,
+        "--tokens",
+        str(config.tokens),
+        "--worker",
+        str(folder),
+    ]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *torchrun, *words], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *torchrun, *words], env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise LensRNNError(f"the run of {processes} process(es) failed: {(said or ['nothing said'])[0]}")
@@ -88,7 +102,9 @@ def main(config: Config) -> None:
             for n in counts:
                 times[n].append(launch(config, n, Path(folder) / str(n)))
         translators = [artifacts.load(Path(folder) / str(n)).translators for n in counts]
-    difference = max(float((b - a).norm() / a.norm()) for a, b in zip(*(t.values() for t in translators), strict=True) if a.any())
+    difference = max(
+        float((b - a).norm() / a.norm()) for a, b in zip(*(t.values() for t in translators), strict=True) if a.any()
+    )
     losses = [times[n][-1]["loss"] for n in counts]
 
     rows = []
@@ -97,9 +113,12 @@ def main(config: Config) -> None:
         first = [median(time[kind] for time in times[1]) for kind in ("seconds", "cpu_seconds")]
         rows.append([str(n), f"{wall:.2f}", f"{first[0] / wall:.2f}", f"{cpu:.2f}", f"{first[1] / cpu:.2f}"])
     notes = [
-        f"Default fit of {config.model} on {config.tokens:,} tokens, {times[1][0]['steps']:.0f} steps of it timed; medians of "
-        f"{config.rounds} rounds in turn. Processor seconds are the first process's own: other work on the machine does not stretch them.",
-        f"Apart: the translators by at most {difference:.1e} of a weight's or bias's norm, the mean loss of the last step by "
+        f"Default fit of {config.model} on {config.tokens:,} tokens, {times[1][0]['steps']:.0f} steps of it timed; "
+        "medians of "
+        f"{config.rounds} rounds in turn. Processor seconds are the first process's own: other work on the machine "
+        "does not stretch them.",
+        f"Apart: the translators by at most {difference:.1e} of a weight's or bias's norm, the mean loss of the last "
+        "step by "
         f"{abs(losses[1] / losses[0] - 1):.1e} of itself.",
     ]
     header = ["processes, one core each", "seconds", "× one process", "processor seconds", "× one process"]

@@ -2,9 +2,9 @@
 
     python benchmarks/scan.py
 
-Blocks of mamba-130m's shape with random weights, float32. One forward pass as a fit makes it, and one training step (forward and backward)
-of fewer tokens: the backward pass of transformers' path takes time quadratic in the length. The recurrence alone is the part of a forward
-pass that differs; the rest is products that both make alike.
+Blocks of mamba-130m's shape with random weights, float32. One forward pass as a fit makes it, and one training step
+(forward and backward) of fewer tokens: the backward pass of transformers' path takes time quadratic in the length. The
+recurrence alone is the part of a forward pass that differs; the rest is products that both make alike.
 """
 
 from collections.abc import Callable
@@ -62,7 +62,8 @@ def train(run: Pass, model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def scans(d_model: int, shape: tuple[int, int]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]] | None:
-    """The recurrence alone, of all channels of one block: transformers' and ours. None where this transformers has no such function."""
+    """The recurrence alone, of all channels of one block: transformers' and ours. None where this transformers has no
+    such function."""
     loop = getattr(modeling_mamba, "mamba_selective_scan", None)
     if loop is None:
         return None
@@ -72,13 +73,20 @@ def scans(d_model: int, shape: tuple[int, int]) -> tuple[Callable[[], Tensor], C
     return lambda: loop(u, dt, A, B.mT, C.mT), lambda: selective_scan(u, dt, A, B, C)[0]
 
 
-def compare(name: str, shape: tuple[int, int], theirs: Callable[[], Tensor], ours: Callable[[], Tensor], rounds: int) -> list[str]:
+def compare(
+    name: str, shape: tuple[int, int], theirs: Callable[[], Tensor], ours: Callable[[], Tensor], rounds: int
+) -> list[str]:
     """One row: seconds of each, their ratio, and how far the results are apart."""
     times = medians({"theirs": theirs, "ours": ours}, rounds)
     expected = theirs()
     difference = float((ours() - expected).abs().max() / expected.abs().max())
     seconds = [time["seconds"] for time in times.values()]
-    return [f"{name}, {shape[0]}×{shape[1]} tokens", *(f"{s:.3f}" for s in seconds), f"{seconds[0] / seconds[1]:.1f}", f"{difference:.0e}"]
+    return [
+        f"{name}, {shape[0]}×{shape[1]} tokens",
+        *(f"{s:.3f}" for s in seconds),
+        f"{seconds[0] / seconds[1]:.1f}",
+        f"{difference:.0e}",
+    ]
 
 
 def main(config: Config) -> None:
@@ -97,15 +105,19 @@ def main(config: Config) -> None:
 
     rows = []
     ids = torch.randint(1024, config.forward)
-    rows.append(compare("forward", config.forward, partial(forward, theirs, ids), partial(forward, ours, ids), config.rounds))
+    rows.append(
+        compare("forward", config.forward, partial(forward, theirs, ids), partial(forward, ours, ids), config.rounds)
+    )
     ids = torch.randint(1024, config.training)
     steps = [partial(train, run, model, ids) for run in (theirs, ours)]
     rows.append(compare("training step", config.training, steps[0], steps[1], config.rounds))
     if alone := scans(config.d_model, config.forward):
         rows.append(compare("the recurrence alone", config.forward, *alone, config.rounds))
     notes = [
-        f"{config.layers} Mamba block(s) of d_model {config.d_model}, state size 16, float32; medians of {config.rounds} rounds in turn. "
-        "Difference: the largest one over the largest value, of the last hidden states, of all gradients, of the recurrence's output."
+        f"{config.layers} Mamba block(s) of d_model {config.d_model}, state size 16, float32; medians of "
+        f"{config.rounds} rounds in turn. "
+        "Difference: the largest one over the largest value, of the last hidden states, of all gradients, of the "
+        "recurrence's output."
     ]
     report("Mamba on a CPU", ["", "transformers, s", "ours, s", "ratio", "difference"], rows, notes, config.output)
 

@@ -3,9 +3,9 @@
     python benchmarks/throughput.py
     python benchmarks/throughput.py --device cuda --d-models 768 2560
 
-From the same random hidden states of one shape to the gradients of all translators; the model's own forward pass is left out, its logits
-are not. Contenders take turns, and medians over the rounds count. FLOP/s count the two products that are needed, 4 · d_model · vocabulary
-a token and layer, whatever else is done.
+From the same random hidden states of one shape to the gradients of all translators; the model's own forward pass is
+left out, its logits are not. Contenders take turns, and medians over the rounds count. FLOP/s count the two products
+that are needed, 4 · d_model · vocabulary a token and layer, whatever else is done.
 """
 
 import statistics
@@ -104,7 +104,8 @@ def compare(config: Config, d_model: int, dtype_name: str) -> tuple[list[list[st
     whole = {name: passes[name] * STEP_TOKENS / config.tokens + alone[name] for name in ours}
     notes = [
         f"{shape}: measured peak {highest / 1e12:.3g} TFLOP/s. Whole steps of {STEP_TOKENS:,} tokens: K-FAC takes "
-        f"{whole['kfac'] / whole['adamw']:.2f} times AdamW's time ({whole['kfac']:.3f} s, of which the optimizer {alone['kfac']:.3f} s; "
+        f"{whole['kfac'] / whole['adamw']:.2f} times AdamW's time ({whole['kfac']:.3f} s, of which the optimizer "
+        f"{alone['kfac']:.3f} s; "
         f"{whole['adamw']:.3f} s and {alone['adamw']:.3f} s)."
     ]
     return rows, notes, {"times": times, "optimizer_seconds": alone, "whole_step_seconds": whole, "peak_flops": highest}
@@ -115,14 +116,30 @@ def main(config: Config) -> None:
     cli.set_threads(config.threads)
     d_models = config.d_models or ((768,) if config.device == "cpu" else (768, 2560))
     results = {f"{d}, {dtype}": compare(config, d, dtype) for d in d_models for dtype in config.dtypes}
-    header = ["d_model, dtype", "contender", "tokens × layers/s", "TFLOP/s", "of peak", "× tuned-lens's loop", "in processor time"]
+    header = [
+        "d_model, dtype",
+        "contender",
+        "tokens × layers/s",
+        "TFLOP/s",
+        "of peak",
+        "× tuned-lens's loop",
+        "in processor time",
+    ]
     notes = [
-        f"Random states, {config.tokens:,} tokens a pass, {config.layers} layers, vocabulary {config.vocab_size:,}; medians of "
+        f"Random states, {config.tokens:,} tokens a pass, {config.layers} layers, vocabulary {config.vocab_size:,}; "
+        "medians of "
         f"{config.rounds} rounds. The products alone are the ceiling of what saves nothing of them.",
         *(note for _, notes, _ in results.values() for note in notes),
     ]
     figures = {name: data for name, (_, _, data) in results.items()}
-    report("Throughput", header, [row for rows, _, _ in results.values() for row in rows], notes, config.output, figures=figures)
+    report(
+        "Throughput",
+        header,
+        [row for rows, _, _ in results.values() for row in rows],
+        notes,
+        config.output,
+        figures=figures,
+    )
 
 
 if __name__ == "__main__":

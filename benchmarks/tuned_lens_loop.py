@@ -1,12 +1,13 @@
 """The training loop of tuned-lens 0.2.0: the baseline of the benchmarks, through plain autograd.
 
-Its own trainer (tuned_lens/scripts/train_loop.py, with ingredients.py) cannot be imported: it needs `torchdata.dataloader2`, which no
-current torchdata has. This is its loop for one process, in its order, with its defaults:
+Its own trainer (tuned_lens/scripts/train_loop.py, with ingredients.py) cannot be imported: it needs
+`torchdata.dataloader2`, which no current torchdata has. This is its loop for one process, in its order, with its
+defaults:
 
     SGD, Nesterov momentum 0.9, learning rate 1 × (1 − 0.9), weight decay 1e-3, from zero translators
     linear decay from the first step to the last (SGD has no warm-up there)
-    for each pass: log-softmax of the model's logits once; per layer logits, KL and `backward`, the loss read as a number
-    one gradient norm over all translators together, clipped at 1
+    for each pass: log-softmax of the model's logits once; per layer logits, KL and `backward`, the loss read as a
+    number one gradient norm over all translators together, clipped at 1
 
 What differs, each time in its favour or neutral:
 
@@ -32,12 +33,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 Backward = Callable[[TunedLens, ModelAdapter, Forward, Tensor, int], None]
-"""(lens, adapter, one pass, its token ids, passes in a step): add the gradients of the pass to the translators' .grad."""
+"""(lens, adapter, one pass, its token ids, passes in a step): add the gradients of the pass to the translators'
+.grad."""
 
 PASS_TOKENS = 2048
 
 
-def backward(lens: TunedLens, adapter: ModelAdapter, forward: Forward, ids: Tensor, passes: int, *, autocast: bool = False) -> None:
+def backward(
+    lens: TunedLens, adapter: ModelAdapter, forward: Forward, ids: Tensor, passes: int, *, autocast: bool = False
+) -> None:
     """Its gradients of one pass."""
     del ids
     with torch.no_grad():
@@ -84,7 +88,8 @@ def train(
     seed: int = 0,
     on_tokens: Callable[[int], object] | None = None,
 ) -> TunedLens:
-    """Its lens after every whole batch of `batch_size` blocks, each seen once. on_tokens is told the tokens of each step."""
+    """Its lens after every whole batch of `batch_size` blocks, each seen once. on_tokens is told the tokens of each
+    step."""
     lens = TunedLens.from_adapter(adapter)
     steps = len(blocks) // batch_size
     optimizer, schedule = make_optimizer(lens, steps)

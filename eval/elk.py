@@ -1,4 +1,5 @@
-"""Does a probe fitted in Alice's context recover the truth in Bob's? From hidden states, translators and recurrent states.
+"""Does a probe fitted in Alice's context recover the truth in Bob's? From hidden states, translators and recurrent
+states.
 
     python eval/elk.py
     python eval/elk.py --model quirky/mamba-130m-hf-sciq --lens lenses/mamba-130m-hf
@@ -36,10 +37,12 @@ class Config(ModelConfig, FeatureConfig):
     """Does a probe fitted in Alice's context recover the truth in Bob's?"""
 
     model: str = DEMO
-    """A quirky model: what train/finetune_quirky.py wrote, or any model. Default: both that are shipped, one after the other."""
+    """A quirky model: what train/finetune_quirky.py wrote, or any model. Default: both that are shipped, one after the
+    other."""
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens of the model or of its base. Default: the folder named like the model, or else its base, plus
-    -lens; where there is none, features are not translated and the log-odds are the logit lens's."""
+    """Folder or tuned-lens resource of a lens of the model or of its base. Default: the folder named like the model, or
+    else its base, plus -lens; where there is none, features are not translated and the log-odds are the logit
+    lens's."""
     data: str | None = None
     """Quirky set, as for train/finetune_quirky.py. Default: what the model was fine-tuned on."""
     validation_questions: int | None = None
@@ -65,7 +68,9 @@ class Config(ModelConfig, FeatureConfig):
     def rows_config(self, model: QuirkyModel) -> QuirkyData:
         """The model's own data, with what is said otherwise."""
         said = {name: getattr(self, name) for name in ("data", "validation_questions", "test_questions")}
-        return QuirkyData(**(model.about.get("data", {}) | {name: value for name, value in said.items() if value is not None}))
+        return QuirkyData(
+            **(model.about.get("data", {}) | {name: value for name, value in said.items() if value is not None})
+        )
 
 
 def main(config: Config) -> None:
@@ -135,7 +140,9 @@ def summary(results: list[Result], anomalies: list[Anomaly]) -> str:
         if (r.train, r.test) in SHOWN:
             gap = f"{r.recovered:6.2f} {_bounds(r.recovered_interval, 2)}" if math.isfinite(r.recovered) else ""
             auroc = f"{r.auroc:.3f} {_bounds(r.interval)}"
-            lines.append(f"{r.feature:14} {r.probe:15} {r.train + ' → ' + r.test:12} {r.layer:5}  {auroc} {gap}".rstrip())
+            lines.append(
+                f"{r.feature:14} {r.probe:15} {r.train + ' → ' + r.test:12} {r.layer:5}  {auroc} {gap}".rstrip()
+            )
     for a in anomalies:
         lines.append(f"{a.feature:14} {a.detector:21} AH, BH apart  {a.auroc:.3f} {_bounds(a.interval)}")
     return "\n".join(lines)

@@ -4,9 +4,10 @@
     python eval/figures.py results published --output figures
     python eval/figures.py published --figures families transfer --size 160m
 
-A folder stands for every aggregate_metrics.json in it and below. Figures: families (depth against bits per byte, one size), sizes (all
-sizes of a family), lenses (tuned against logit), transfer (translator × source), perplexity (log perplexity per token). A figure that the
-results hold nothing for is left out with a warning, or refused where it is named.
+A folder stands for every aggregate_metrics.json in it and below. Figures: families (depth against bits per byte, one
+size), sizes (all sizes of a family), lenses (tuned against logit), transfer (translator × source), perplexity (log
+perplexity per token). A figure that the results hold nothing for is left out with a warning, or refused where it is
+named.
 """
 
 import logging
@@ -31,13 +32,15 @@ class Config:
     """Draw the figures of the paper from result files."""
 
     results: tyro.conf.Positional[tuple[str, ...]] = ("results",)
-    """Result files or folders that hold any number of them; FAMILY:PATH where a file and its folders do not tell the family."""
+    """Result files or folders that hold any number of them; FAMILY:PATH where a file and its folders do not tell the
+    family."""
     output: Path = Path("figures")
     """Folder of the figures: NAME.png each, figures.html with all of them, summary.csv."""
     figures: tuple[Name, ...] = NAMES
     """Which to draw. Default: all that the results have something for."""
     size: str | None = None
-    """Parameters at which `families` compares, like 160m, 1.4b or 1b5. Default: the sizes that are nearest to each other."""
+    """Parameters at which `families` compares, like 160m, 1.4b or 1b5. Default: the sizes that are nearest to each
+    other."""
     verbose: bool = False
     """Show also the versions, what is being done, and what the libraries underneath say."""
 
@@ -69,7 +72,9 @@ def main(config: Config) -> None:
     results = ordered(read_results(find_results(config.results)))
     for curves in results:
         if curves.broken:
-            logging.getLogger("lens_rnn").warning("%s is a broken run (%s bits per byte) and is drawn as one", curves.name, curves.broken)
+            logging.getLogger("lens_rnn").warning(
+                "%s is a broken run (%s bits per byte) and is drawn as one", curves.name, curves.broken
+            )
     doing("drawing")
     drawn = draw_all(config, results)
     rows = summary.summarise(results)

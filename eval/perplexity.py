@@ -1,7 +1,8 @@
 """Measure a lens layer by layer on held-out text, and draw the curves.
 
     python eval/perplexity.py
-    python eval/perplexity.py --model state-spaces/mamba-130m-hf --lens lenses/mamba-130m-hf --data monology/pile-uncopyrighted
+    python eval/perplexity.py --model state-spaces/mamba-130m-hf --lens lenses/mamba-130m-hf --data
+    monology/pile-uncopyrighted
 
 Writes aggregate_metrics.json (tuned-lens's schema, bits per byte), per_layer.csv, perplexity.png and perplexity.html.
 --transfer and --statistics add to the first.
@@ -32,7 +33,8 @@ class Config(ModelConfig):
     """Measure a lens layer by layer on held-out text: cross-entropy, KL from the model, entropy."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is one."""
+    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is
+    one."""
     data: str = STDLIB
     """Text, as for train/fit_lens.py; its held-out half is used."""
     data_split: str = "train"
@@ -65,7 +67,11 @@ class Config(ModelConfig):
 
     def data_config(self) -> DataConfig:
         return DataConfig(
-            data=self.data, data_split=self.data_split, text_field=self.text_field, eval_tokens=self.tokens, seq_len=self.seq_len
+            data=self.data,
+            data_split=self.data_split,
+            text_field=self.text_field,
+            eval_tokens=self.tokens,
+            seq_len=self.seq_len,
         )
 
     @property
@@ -74,7 +80,8 @@ class Config(ModelConfig):
 
 
 def fitting_data(data: DataConfig, lens: str | None) -> DataConfig:
-    """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the default."""
+    """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the
+    default."""
     fitted_on = artifacts.load(lens).fit.get("data", {}).get("fit", {}) if lens else {}
     if fitted_on.get("source") != data.data:
         return data
@@ -87,7 +94,9 @@ def main(config: Config) -> None:
     check_output(config.folder, config.overwrite)
     lens = config.lens or config.lens_beside
     if config.transfer and not lens:
-        raise ConfigError(f"--transfer needs a tuned lens, and there is none beside {config.model}; name one with --lens")
+        raise ConfigError(
+            f"--transfer needs a tuned lens, and there is none beside {config.model}; name one with --lens"
+        )
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
@@ -108,7 +117,9 @@ def main(config: Config) -> None:
     doing("measuring")
     share: dict = {"processes": processes, "micro_batch_size": config.micro_batch_size}
     more = {}
-    with tqdm(total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
+    with tqdm(
+        total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main
+    ) as bar:
         evaluation = evaluate(adapter, lenses, blocks, unigram_ce=unigram, on_batch=bar.update, **share)
         if config.transfer:
             bar.reset()
@@ -122,7 +133,12 @@ def main(config: Config) -> None:
     doing("writing the results")
     if processes.is_main:
         counts = {"tokens": int(counted.tokens.size), "sha256": counted.sha256}
-        data_read = {"data": config.data, "tokens": int(blocks.tokens.size), "tokens_sha256": blocks.sha256, "unigram_counted_on": counts}
+        data_read = {
+            "data": config.data,
+            "tokens": int(blocks.tokens.size),
+            "tokens_sha256": blocks.sha256,
+            "unigram_counted_on": counts,
+        }
         metrics = result(adapter, evaluation, blocks.bits_per_byte, {"lens": lens} | data_read | more)
         if config.transfer:
             metrics["tuned"]["layer_transfer"] = transfer.metrics(blocks.bits_per_byte)

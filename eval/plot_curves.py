@@ -3,8 +3,8 @@
     python eval/plot_curves.py results/tiny-mamba --output curves.png
     python eval/plot_curves.py results/tiny-mamba published/mamba/130m pythia:other/metrics.json --output curves.html
 
-One result is drawn with its baselines; several are overlaid. Results in the plain tuned-lens schema do not say what a layer is: there the
-family is read from the folders FAMILY/SIZE, or named as FAMILY:PATH (mamba, rwkv, pythia).
+One result is drawn with its baselines; several are overlaid. Results in the plain tuned-lens schema do not say what a
+layer is: there the family is read from the folders FAMILY/SIZE, or named as FAMILY:PATH (mamba, rwkv, pythia).
 """
 
 import dataclasses
@@ -39,7 +39,9 @@ class Config:
         if not self.results:
             raise ConfigError(f"there is no result to draw; name folders that hold an {FILE_NAME}")
         if self.labels and len(self.labels) != len(self.results):
-            raise ConfigError(f"--labels has {len(self.labels)} names for {len(self.results)} results; give one a result")
+            raise ConfigError(
+                f"--labels has {len(self.labels)} names for {len(self.results)} results; give one a result"
+            )
         if not self.output.is_dir() and self.output.suffix.lower() not in ("", ".png", ".html"):
             raise ConfigError(f"--output {self.output} ends in {self.output.suffix!r}; use .png, .html or a folder")
 
@@ -49,7 +51,9 @@ def main(config: Config) -> None:
     doing("reading the results")
     results = read_results(config.results)
     if config.labels:
-        results = [dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)]
+        results = [
+            dataclasses.replace(curves, name=label) for curves, label in zip(results, config.labels, strict=True)
+        ]
 
     doing("drawing")
     folder = config.output.is_dir() or not config.output.suffix

@@ -4,8 +4,8 @@
     python eval/steering.py --model checkpoints/tiny-rwkv4
     python eval/steering.py --behaviour refusal --data FOLDER --template chatml --model state-spaces/mamba-2.8b-hf
 
-Without --behaviour it is a demonstration: will the model say one word or another, on held-out text? Writes steering.json, steering.csv,
-steering.png, generations.json and vectors.safetensors.
+Without --behaviour it is a demonstration: will the model say one word or another, on held-out text? Writes
+steering.json, steering.csv, steering.png, generations.json and vectors.safetensors.
 """
 
 from dataclasses import dataclass
@@ -36,13 +36,16 @@ class Config(ModelConfig, ExperimentConfig):
     """Steer a model's residual stream, its recurrent state, or both, and measure what that does to its answers."""
 
     behaviour: str | None = None
-    """Name of a behaviour of --data, or a .json file of contrastive questions. Default: the demonstration, --words on --data."""
+    """Name of a behaviour of --data, or a .json file of contrastive questions. Default: the demonstration, --words on
+    --data."""
     data: str = STDLIB
-    """With --behaviour a folder, or a data set on the Hub, that holds generate/ and test/; without it, text as for train/fit_lens.py."""
+    """With --behaviour a folder, or a data set on the Hub, that holds generate/ and test/; without it, text as for
+    train/fit_lens.py."""
     words: tuple[str, str] = (" return", " raise")
     """Of the demonstration: the matching word and the other, each one token."""
     template: str = "plain"
-    """What stands before an answer: plain, chatml, llama, tokenizer (its own chat template), or a text with {question} in it."""
+    """What stands before an answer: plain, chatml, llama, tokenizer (its own chat template), or a text with {question}
+    in it."""
     balance_letters: bool = False
     """Make vectors from every item twice, once with its options swapped, so that they carry no bias to a letter."""
     pairs: int = 400
@@ -56,7 +59,8 @@ class Config(ModelConfig, ExperimentConfig):
     new_tokens: int = 40
     """Tokens of each."""
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is one."""
+    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is
+    one."""
     output: Path | None = None
     """Folder of the results. Default: results/steering/MODEL."""
     overwrite: bool = False
@@ -67,7 +71,9 @@ class Config(ModelConfig, ExperimentConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.behaviour and not self.behaviour.endswith(".json") and self.data == STDLIB:
-            raise ConfigError(f"--behaviour {self.behaviour} needs --data: a folder or Hub data set with generate/ and test/")
+            raise ConfigError(
+                f"--behaviour {self.behaviour} needs --data: a folder or Hub data set with generate/ and test/"
+            )
         for name, least in (("pairs", 2), ("questions", 2), ("capability", 0), ("generations", 0), ("new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -86,19 +92,27 @@ def read_contrast(config: Config, adapter: ModelAdapter) -> Contrast:
     return behaviour_contrast(config.data, config.behaviour, adapter.tokenizer, **words, **sizes)
 
 
-def read_further(config: Config, adapter: ModelAdapter, contrast: Contrast) -> tuple[dict[str, list[Question]], list[list[int]]]:
+def read_further(
+    config: Config, adapter: ModelAdapter, contrast: Contrast
+) -> tuple[dict[str, list[Question]], list[list[int]]]:
     """Questions of knowledge, by sample, and texts to go on with."""
     if config.behaviour is None or config.behaviour.endswith(".json"):
         return {}, [list(question.ids) for question in contrast.test[: config.generations]]
-    samples = {name: read_items(behaviour_file(config.data, config.behaviour, name)) for name in KNOWLEDGE if config.capability}
-    spread = {name: items[:: max(1, len(items) // config.capability)][: config.capability] for name, items in samples.items()}
+    samples = {
+        name: read_items(behaviour_file(config.data, config.behaviour, name)) for name in KNOWLEDGE if config.capability
+    }
+    spread = {
+        name: items[:: max(1, len(items) // config.capability)][: config.capability] for name, items in samples.items()
+    }
     prompts = read_prompts(behaviour_file(config.data, config.behaviour, "open_ended"))[: config.generations]
     texts = [prompt_text(prompt, config.template, adapter.tokenizer).rstrip(" ") for prompt in prompts]
     ids = [encode(text, config.template, adapter.tokenizer) for text in texts]
     return {name: tokenise(items, config.template, adapter.tokenizer) for name, items in spread.items()}, ids
 
 
-def written(config: Config, adapter: ModelAdapter, experiment: Experiment, texts: list[list[int]]) -> list[dict[str, Any]]:
+def written(
+    config: Config, adapter: ModelAdapter, experiment: Experiment, texts: list[list[int]]
+) -> list[dict[str, Any]]:
     """generations.json: what follows each text at −multiplier, 0 and +multiplier of each target."""
     rows = []
     for ids in texts:
@@ -138,7 +152,9 @@ def main(config: Config) -> None:
     begin_output(config.folder, config, config.overwrite)
     artifacts.write_json(config.folder / "steering.json", result)
     artifacts.write_json(config.folder / "generations.json", generations)
-    artifacts.write_atomically(config.folder / "steering.csv", lambda file: file.write(table(experiment, adapter).encode()))
+    artifacts.write_atomically(
+        config.folder / "steering.csv", lambda file: file.write(table(experiment, adapter).encode())
+    )
     experiment.vectors.save(config.folder / "vectors.safetensors")
     plot_experiment(experiment, adapter, config.folder / "steering.png", latent)
     print(brief(experiment))

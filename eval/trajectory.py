@@ -18,7 +18,10 @@ from lens_rnn.evaluation.trajectory_plots import plot_trajectory_html, plot_traj
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 
-TEXT = 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.readlines()\n'
+TEXT = (
+    'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return '
+    "file.readlines()\n"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,8 @@ class Config(ModelConfig):
     """See what a model believes at each layer and token of a text."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens, or "logit" for the logit lens. Default: the folder named like the model plus -lens, or else
-    the logit lens."""
+    """Folder or tuned-lens resource of a lens, or "logit" for the logit lens. Default: the folder named like the model
+    plus -lens, or else the logit lens."""
     text: str = TEXT
     """What the model reads."""
     statistic: str = "entropy"

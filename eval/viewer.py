@@ -16,7 +16,10 @@ from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
 from lens_rnn.viewer import Choice, Readings, build_page, launch_page, shipped
 
-TEXT = 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.readlines()\n'
+TEXT = (
+    'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return '
+    "file.readlines()\n"
+)
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 
@@ -25,8 +28,8 @@ class Config(ModelConfig):
     """See in a browser what a model believes at each layer and token of a text."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens for --model. Default: the folder named like the model plus -lens, if there is one. The
-    logit lens is always there."""
+    """Folder or tuned-lens resource of a lens for --model. Default: the folder named like the model plus -lens, if
+    there is one. The logit lens is always there."""
     text: str = TEXT
     """What the page opens on."""
     host: str = "127.0.0.1"
@@ -47,14 +50,17 @@ class Config(ModelConfig):
         """The model that was named, then the demo models."""
         lens = self.lens or self.lens_beside
         named = Choice(model=self.model, lenses={Path(lens).name: lens} if lens else {})
-        return {self.model_name: named} | {name: choice for name, choice in shipped(CHECKPOINTS).items() if name != self.model_name}
+        return {self.model_name: named} | {
+            name: choice for name, choice in shipped(CHECKPOINTS).items() if name != self.model_name
+        }
 
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config)
 
-    # Models, loaded when they are asked for. The revision and tokenizer of the command line are those of the model it names.
+    # Models, loaded when they are asked for. The revision and tokenizer of the command line are those of the model it
+    # names.
     def load(model: str) -> ModelAdapter:
         revision, tokenizer = (config.revision, config.tokenizer) if model == config.model else (None, None)
         return load_configured_model(replace(config, model=model, revision=revision, tokenizer=tokenizer), processes)

@@ -4,8 +4,8 @@
     python eval/views.py --text "for i in range(10):" --token " in" --against " of" --layer 3
     python eval/views.py --model checkpoints/tiny-rwkv4
 
-Writes attention.png and .html (hidden attention by layer, and the rollout), for Mamba-1 and Falcon-Mamba relevance.png and .html, and
-views.json.
+Writes attention.png and .html (hidden attention by layer, and the rollout), for Mamba-1 and Falcon-Mamba relevance.png
+and .html, and views.json.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,22 @@ from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 from lens_rnn.views.attention import hidden_attention
-from lens_rnn.views.pictures import attention_html, attention_png, relevance_html, relevance_png, relevance_strip, save_page, save_png
+from lens_rnn.views.pictures import (
+    attention_html,
+    attention_png,
+    relevance_html,
+    relevance_png,
+    relevance_strip,
+    save_page,
+    save_png,
+)
 from lens_rnn.views.relevance import METHODS, Explained, Method, Relevance, relevance, relevance_models
 
 from tuned_lens.nn.lenses import Lens
 
-TEXT = 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.'
+TEXT = (
+    'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +52,8 @@ class Config(ModelConfig):
     layer: int | None = None
     """Explain what a lens reads at this layer in place of the model's own logit."""
     lens: str | None = None
-    """Folder or tuned-lens resource of that lens, or "logit" for the logit lens. Default: the folder named like the model plus -lens, or
-    else the logit lens."""
+    """Folder or tuned-lens resource of that lens, or "logit" for the logit lens. Default: the folder named like the
+    model plus -lens, or else the logit lens."""
     method: Method = "lrp"
     """lrp for MambaLRP, gradient for plain gradient × input."""
     layers: tuple[int, ...] | None = None
@@ -74,7 +84,8 @@ def main(config: Config) -> None:
     explainable = adapter.model_type in relevance_models()
     if not explainable and (config.token, config.against, config.layer) != (None, None, None):
         raise ConfigError(
-            f"model type {adapter.model_type!r} has no relevance, so --token, --against and --layer mean nothing; leave them out, or take "
+            f"model type {adapter.model_type!r} has no relevance, so --token, --against and --layer mean nothing; "
+            "leave them out, or take "
             f"a model of {' or '.join(relevance_models())}"
         )
     doing("reading the text")
@@ -93,16 +104,36 @@ def main(config: Config) -> None:
     title = f"Hidden attention of {config.model_name}, mean over {attention.unit}s"
     save_png(attention_png(attention, names, title), config.output / "attention.png")
     save_page(attention_html(attention, names, title), config.output / "attention.html")
-    about: dict = {"model": adapter.name, "tokens": [{"id": i, "text": name} for i, name in zip(ids, names, strict=True)]}
-    about["attention"] = {"unit": attention.unit, "units": attention.units, "layers": attention.layers, "kinds": attention.kinds}
-    about["attention"]["matrices"] = [[[round(x, 6) for x in row] for row in matrix] for matrix in attention.matrices.tolist()]
+    about: dict = {
+        "model": adapter.name,
+        "tokens": [{"id": i, "text": name} for i, name in zip(ids, names, strict=True)],
+    }
+    about["attention"] = {
+        "unit": attention.unit,
+        "units": attention.units,
+        "layers": attention.layers,
+        "kinds": attention.kinds,
+    }
+    about["attention"]["matrices"] = [
+        [[round(x, 6) for x in row] for row in matrix] for matrix in attention.matrices.tolist()
+    ]
     if found is not None:
-        title = heading(config, found, [visible(text(i)) for i in (found.explained.token, found.explained.against) if i is not None])
+        title = heading(
+            config, found, [visible(text(i)) for i in (found.explained.token, found.explained.against) if i is not None]
+        )
         save_png(relevance_png(found, names, title), config.output / "relevance.png")
         strip = relevance_strip(found, names).html(title, found.explained.position)
         save_page(relevance_html(found, names, "Layer by layer"), config.output / "relevance.html", strip)
-        about["relevance"] = vars(found.explained) | {"method": found.method, "value": found.value, "missing": found.missing}
-        about["relevance"] |= {"tokens": found.tokens.tolist(), "layers": found.layers, "by_layer": found.by_layer.tolist()}
+        about["relevance"] = vars(found.explained) | {
+            "method": found.method,
+            "value": found.value,
+            "missing": found.missing,
+        }
+        about["relevance"] |= {
+            "tokens": found.tokens.tolist(),
+            "layers": found.layers,
+            "by_layer": found.by_layer.tolist(),
+        }
         print(f"{title}: {found.value:.3f}; the tokens make {float(found.tokens.sum()):.3f} of it")
     artifacts.write_json(config.output / "views.json", about)
     print(f"saved to {config.output}")
@@ -125,14 +156,19 @@ def one_token(adapter: ModelAdapter, word: str) -> int:
     ids = adapter.tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         parts = ", ".join(repr(visible(token_reader(adapter.tokenizer)(i))) for i in ids)
-        raise ConfigError(f"{word!r} is {len(ids)} tokens ({parts or 'none'}); give the text of one, its leading space included")
+        raise ConfigError(
+            f"{word!r} is {len(ids)} tokens ({parts or 'none'}); give the text of one, its leading space included"
+        )
     return int(ids[0])
 
 
 def heading(config: Config, found: Relevance, words: list[str]) -> str:
     """What the pictures of relevance are called."""
     where = "" if config.layer is None else f" at layer {config.layer}"
-    return f"Where the logit of {' − '.join(f'“{word}”' for word in words)}{where} comes from ({config.model_name}, {found.method})"
+    return (
+        f"Where the logit of {' − '.join(f'“{word}”' for word in words)}{where} comes from ({config.model_name}, "
+        f"{found.method})"
+    )
 
 
 if __name__ == "__main__":

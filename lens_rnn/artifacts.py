@@ -1,8 +1,9 @@
-"""A lens as files: config.json and params.pt, which stock tuned-lens reads, and fit.json, which says how the lens was made.
+"""A lens as files: config.json and params.pt, which stock tuned-lens reads, and fit.json, which says how the lens was
+made.
 
     config.json   exactly the fields of tuned_lens.nn.lenses.TunedLensConfig
-    params.pt     float32 state dict of a ModuleList of Linear: "0.weight" (d_model, d_model), "0.bias" (d_model), "1.weight", …
-    fit.json      settings, data, hashes, and each layer's figures before and after
+    params.pt     float32 state dict of a ModuleList of Linear: "0.weight" (d_model, d_model), "0.bias" (d_model),
+    "1.weight", … fit.json      settings, data, hashes, and each layer's figures before and after
     README.md, perplexity.png   the model card and its figure, beside a lens that was fitted here
 
 This module knows files and state dicts only, no models.
@@ -90,31 +91,45 @@ def load(
 ) -> Artifact:
     """Read a lens from a folder or, if there is none of that name, from the Hub.
 
-    On the Hub it is `subfolder`/`resource` of a repository, as tuned-lens names its resources: of the Space AlignmentResearch/tuned-lens
-    where neither `repo_id` and `repo_type` ("model", "dataset" or "space") nor TUNED_LENS_REPO_ID and TUNED_LENS_REPO_TYPE say another.
-    Where they do not, `resource` can also be the name of a model repository that was pushed to.
-    translators: how many it must hold, where that is not what its config.json says.
+    On the Hub it is `subfolder`/`resource` of a repository, as tuned-lens names its resources: of the Space
+    AlignmentResearch/tuned-lens where neither `repo_id` and `repo_type` ("model", "dataset" or "space") nor
+    TUNED_LENS_REPO_ID and TUNED_LENS_REPO_TYPE say another. Where they do not, `resource` can also be the name of a
+    model repository that was pushed to. translators: how many it must hold, where that is not what its config.json
+    says.
 
     Raises ArtifactError, in one line, if it is missing, damaged, unsafe to load, or not a linear tuned lens.
     """
     folder = _local(resource)
     if folder is None:
-        place: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision, "subfolder": subfolder}
+        place: dict[str, Any] = {
+            "repo_id": repo_id,
+            "repo_type": repo_type,
+            "revision": revision,
+            "subfolder": subfolder,
+        }
         folder = hub.fetch(str(resource), (PARAMS, CONFIG), (FIT,), **place)
     return _read(folder, translators)
 
 
 def available(
-    repo_id: str | None = None, repo_type: str | None = None, revision: str | None = None, subfolder: str = hub.SUBFOLDER
+    repo_id: str | None = None,
+    repo_type: str | None = None,
+    revision: str | None = None,
+    subfolder: str = hub.SUBFOLDER,
 ) -> list[str]:
-    """Names of the lenses that `load` finds in a repository on the Hub, chosen as there. Raises ArtifactError if it cannot be listed."""
+    """Names of the lenses that `load` finds in a repository on the Hub, chosen as there. Raises ArtifactError if it
+    cannot be listed."""
     return hub.available((PARAMS, CONFIG), repo_id, repo_type, revision, subfolder)
 
 
-def push(folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False) -> list[str]:
-    """Upload a lens to a model repository on the Hub, which is made if there is none. Returns the files, none of which are checkpoints.
+def push(
+    folder: str | Path, repo_id: str, *, private: bool = False, revision: str | None = None, dry_run: bool = False
+) -> list[str]:
+    """Upload a lens to a model repository on the Hub, which is made if there is none. Returns the files, none of which
+    are checkpoints.
 
-    private: make the repository so. revision: the branch, by default main. dry_run: only check that the folder holds a lens.
+    private: make the repository so. revision: the branch, by default main. dry_run: only check that the folder holds a
+    lens.
 
     Raises ArtifactError if it does not or if the Hub refuses; then the message has a command that tries again.
     """
@@ -139,7 +154,8 @@ def sha256_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors that a tensor is made of: itself, or of a quantised one its values, scales and what else it holds."""
+    """The plain tensors that a tensor is made of: itself, or of a quantised one its values, scales and what else it
+    holds."""
     if type(tensor) in (Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -185,7 +201,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ArtifactError if there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number of thousands of digits, endless brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not UTF-8, not JSON, a number of thousands of digits, endless brackets
         raise ArtifactError(f"{path} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path} does not hold a JSON object")
@@ -197,9 +216,13 @@ def _read_params(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # damaged bytes make the unpickler fail in every way there is, as IndexError or AssertionError too
+    except (
+        Exception
+    ) as error:  # damaged bytes make the unpickler fail in every way there is, as IndexError or AssertionError too
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path} cannot be read safely: it is damaged or holds more than tensors ({reason})") from None
+        raise ArtifactError(
+            f"{path} cannot be read safely: it is damaged or holds more than tensors ({reason})"
+        ) from None
     if not isinstance(state, dict) or not all(map(_is_plain, state.values())):
         raise ArtifactError(f"{path} is not a state dict of translators")
     return {str(name): tensor.float() for name, tensor in state.items()}
@@ -210,23 +233,30 @@ def _is_plain(value: Any) -> bool:
 
 
 def _check_shapes(translators: dict[str, Tensor], config: dict[str, Any], count: int | None, folder: Path) -> None:
-    """Refuse what is not one matrix and one bias for each of `count` translators or, by default, of as many as config.json says."""
+    """Refuse what is not one matrix and one bias for each of `count` translators or, by default, of as many as
+    config.json says."""
     d_model, layers = config["d_model"], count or config["num_hidden_layers"]
     indices = range(min(layers, len(translators) + 1))  # as many as it takes to see that there are not enough
     expected: dict[str, tuple[int, ...]] = {f"{i}.weight": (d_model, d_model) for i in indices}
     if config.get("bias", True):
         expected |= {f"{i}.bias": (d_model,) for i in indices}
     if low_rank := sorted(name for name in translators if re.fullmatch(r"\d+\.(down|up)\.\w+", name)):
-        raise ArtifactError(f"{folder} holds a low-rank lens ({low_rank[0]!r} in params.pt); only full translators can be read")
+        raise ArtifactError(
+            f"{folder} holds a low-rank lens ({low_rank[0]!r} in params.pt); only full translators can be read"
+        )
     if odd := sorted(set(expected) ^ set(translators)):
         what = "is missing" if odd[0] in expected else "has no place there"
         of = "of config.json" if count is None else "that the stated layers need"
         held = len(translators) // (2 if config.get("bias", True) else 1)
         left_out = count is None and held and odd[0].startswith(f"{held}.")  # nothing but the last ones is missing
         hint = f"; if layers were left out, state those it has, for example layers=range({held})" if left_out else ""
-        raise ArtifactError(f"{folder}: params.pt does not hold the {layers} linear translators {of}: {odd[0]!r} {what}{hint}")
+        raise ArtifactError(
+            f"{folder}: params.pt does not hold the {layers} linear translators {of}: {odd[0]!r} {what}{hint}"
+        )
     for name, shape in expected.items():
         if tuple(translators[name].shape) != shape:
-            raise ArtifactError(f"{folder}: {name} has shape {tuple(translators[name].shape)}, config.json says {shape}")
+            raise ArtifactError(
+                f"{folder}: {name} has shape {tuple(translators[name].shape)}, config.json says {shape}"
+            )
         if not translators[name].isfinite().all():
             raise ArtifactError(f"{folder}: {name} holds NaN or infinity")

@@ -26,9 +26,17 @@ MARK = "# lens-rnn"
 
 _CONFIG_HELP = "--config FILE.yaml reads settings from a file; what else is said here wins over it."
 _FURNITURE = re.compile(
-    r"-*|Parsing error|Value error|Invalid choice|Missing argument|Required options?|Unrecognized options|For full helptext.*|.* --help"
+    r"-*|Parsing error|Value error|Invalid choice|Missing argument|Required options?|Unrecognized options|For full "
+    r"helptext.*|.* --help"
 )
-_KINDS = {int: "a whole number", float: "a number", str: "text, in quotes", bool: "true or false", Path: "a path", NoneType: "null"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text, in quotes",
+    bool: "true or false",
+    Path: "a path",
+    NoneType: "null",
+}
 
 
 def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
@@ -45,7 +53,9 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
     except LensRNNError as error:
         _fail(str(error))
     except OSError as error:  # full disk, no permission: the message names the file
-        _fail(f"{error.strerror or str(error) or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
+        _fail(
+            f"{error.strerror or str(error) or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
+        )
     except torch.OutOfMemoryError as error:
         _fail(f"out of memory ({str(error).partition('. ')[0]}); lower --micro-batch-size")
     except KeyboardInterrupt:
@@ -61,15 +71,17 @@ def run(main: Callable[[Config], None], config_type: type[Config]) -> NoReturn:
 def parse(config_type: type[Config], arguments: list[str]) -> Config:
     """A configuration from command-line arguments, on top of the values of `--config FILE.yaml` where that is given.
 
-    Raises ConfigError for an unknown flag, a value of the wrong type or a setting that its class refuses. What the class checks is the
-    outcome: a file may be incomplete, or wrong where the command line puts it right.
+    Raises ConfigError for an unknown flag, a value of the wrong type or a setting that its class refuses. What the
+    class checks is the outcome: a file may be incomplete, or wrong where the command line puts it right.
     """
     arguments, file = _take_config_file(arguments)
     default: Any = {"default": _unchecked(config_type, _read_yaml(file, config_type))} if file else {}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), _unwrapped(arguments):
-            return tyro.cli(config_type, args=arguments, description=f"{config_type.__doc__}\n{_CONFIG_HELP}", **default)
+            return tyro.cli(
+                config_type, args=arguments, description=f"{config_type.__doc__}\n{_CONFIG_HELP}", **default
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -77,10 +89,15 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a configuration as YAML that `--config` reads, without how the run was begun: that is not for the next one to repeat."""
+    """Write a configuration as YAML that `--config` reads, without how the run was begun: that is not for the next one
+    to repeat."""
     from lens_rnn.artifacts import write_atomically
 
-    settings = {name: value for name, value in plain(config).items() if name not in ("resume", "overwrite", "dry_run", "push_to_hub")}
+    settings = {
+        name: value
+        for name, value in plain(config).items()
+        if name not in ("resume", "overwrite", "dry_run", "push_to_hub")
+    }
     text = f"{MARK}: settings of a run, which --config reads\n{yaml.safe_dump(settings, sort_keys=False)}"
     write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -91,7 +108,8 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def set_threads(threads: int | None, local_processes: int = 1) -> int:
-    """Use this many threads in torch and numba; by default the available cores divided by the processes on this machine.
+    """Use this many threads in torch and numba; by default the available cores divided by the processes on this
+    machine.
 
     Launchers set OMP_NUM_THREADS=1 when they are not told otherwise, so the default must not be left to them.
     """
@@ -100,7 +118,9 @@ def set_threads(threads: int | None, local_processes: int = 1) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = threads or max(1, cores // local_processes)
     numba.set_num_threads(min(threads, vars(numba.config)["NUMBA_NUM_THREADS"]))
-    torch.set_num_threads(threads)  # after numba, which starts all of its threads, and may share the OpenMP that counts them with torch
+    torch.set_num_threads(
+        threads
+    )  # after numba, which starts all of its threads, and may share the OpenMP that counts them with torch
     return threads
 
 
@@ -195,7 +215,8 @@ def _said(kind: Any) -> str:
 
 
 def _unchecked(config_type: type[Config], values: dict[str, Any]) -> Config:
-    """A configuration that its class has not checked, for tyro to take defaults from; what has none is left for it to ask for."""
+    """A configuration that its class has not checked, for tyro to take defaults from; what has none is left for it to
+    ask for."""
     config = object.__new__(config_type)
     for field in dataclasses.fields(config_type):  # type: ignore[arg-type] # a TypeVar cannot say: a dataclass
         made = field.default_factory() if callable(field.default_factory) else field.default
@@ -206,7 +227,8 @@ def _unchecked(config_type: type[Config], values: dict[str, Any]) -> Config:
 
 @contextlib.contextmanager
 def _unwrapped(arguments: list[str]) -> Iterator[None]:
-    """Let tyro think that the terminal is very wide, unless it is asked for help: it breaks long values to fit errors into a box."""
+    """Let tyro think that the terminal is very wide, unless it is asked for help: it breaks long values to fit errors
+    into a box."""
     before = os.environ.get("COLUMNS")
     if not {"-h", "--help"} & set(arguments):
         os.environ["COLUMNS"] = "9999"
@@ -243,8 +265,9 @@ def _unforeseen(error: Exception, config_type: type) -> str:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit. As one of several processes, without the interpreter's teardown: it races with the communication library's threads, and about
-    one run in fifty on gloo, all its work done, ended in "terminate called without an active exception".
+    """Exit. As one of several processes, without the interpreter's teardown: it races with the communication library's
+    threads, and about one run in fifty on gloo, all its work done, ended in "terminate called without an active
+    exception".
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

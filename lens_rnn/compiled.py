@@ -1,7 +1,7 @@
 """What the compiled CPU kernels share: their floating-point rules, exp, and bfloat16 as 16-bit integers.
 
-Compiled kernels are kept on disk under the hash of the file that they stand in: after a change here, delete the `.nbi` files beside the
-modules that use it.
+Compiled kernels are kept on disk under the hash of the file that they stand in: after a change here, delete the `.nbi`
+files beside the modules that use it.
 """
 
 from typing import Any
@@ -19,7 +19,8 @@ _LN2_LOW = np.float32(-2.12194440e-4)
 
 @njit(inline="always", fastmath=FASTMATH)
 def exp(x: Any) -> Any:
-    """exp(x) in float32 to about 1 ulp for x ≤ 0 (arguments here never exceed 0), written so that loops over it vectorise."""
+    """exp(x) in float32 to about 1 ulp for x ≤ 0 (arguments here never exceed 0), written so that loops over it
+    vectorise."""
     x = max(x, np.float32(-88.0))  # from −87.7 down 2^k is 0, and so is the result
     k = np.floor(x * _LOG2_E + np.float32(0.5))
     r = (x - k * _LN2_HIGH) - k * _LN2_LOW

@@ -2,7 +2,8 @@
 
 
 class LensRNNError(Exception):
-    """Base of every error that this package raises on purpose. The scripts print it as one line and exit with code 2."""
+    """Base of every error that this package raises on purpose. The scripts print it as one line and exit with code
+    2."""
 
 
 class ConfigError(LensRNNError):

@@ -1,7 +1,8 @@
-"""Files of a lens in a repository on the Hub: found, listed, fetched and uploaded through huggingface_hub and its cache.
+"""Files of a lens in a repository on the Hub: found, listed, fetched and uploaded through huggingface_hub and its
+cache.
 
-tuned-lens keeps the lenses that it publishes in a Space, each in a folder lens/NAME; a lens that is pushed has a model repository of its
-own, with the files at its top.
+tuned-lens keeps the lenses that it publishes in a Space, each in a folder lens/NAME; a lens that is pushed has a model
+repository of its own, with the files at its top.
 """
 
 import contextlib
@@ -37,8 +38,11 @@ _ANSWERS = (RemoteEntryNotFoundError, RevisionNotFoundError, RepositoryNotFoundE
 log = logging.getLogger(__name__)
 
 
-def available(required: Sequence[str], repo_id: str | None, repo_type: str | None, revision: str | None, subfolder: str) -> list[str]:
-    """Names of the folders below `subfolder` that hold all files `required`, sorted. Raises ArtifactError if they cannot be listed."""
+def available(
+    required: Sequence[str], repo_id: str | None, repo_type: str | None, revision: str | None, subfolder: str
+) -> list[str]:
+    """Names of the folders below `subfolder` that hold all files `required`, sorted. Raises ArtifactError if they
+    cannot be listed."""
     repo, kind = _repository(repo_id, repo_type)
     try:
         files = set(HfApi().list_repo_files(repo, repo_type=kind, revision=revision))
@@ -46,7 +50,9 @@ def available(required: Sequence[str], repo_id: str | None, repo_type: str | Non
         raise ArtifactError(f"the lenses of the {kind} {repo} cannot be listed ({_reason(error, revision)})") from error
     top = f"{subfolder}/" if subfolder else ""
     folders = {path.rpartition("/")[0] for path in files}
-    return sorted(f.removeprefix(top) for f in folders if f.startswith(top) and all(f"{f}/{name}" in files for name in required))
+    return sorted(
+        f.removeprefix(top) for f in folders if f.startswith(top) and all(f"{f}/{name}" in files for name in required)
+    )
 
 
 def fetch(
@@ -59,10 +65,12 @@ def fetch(
     revision: str | None,
     subfolder: str,
 ) -> Path:
-    """The folder of huggingface_hub's cache that holds the files of a lens, all of one commit; what is not cached yet is downloaded.
+    """The folder of huggingface_hub's cache that holds the files of a lens, all of one commit; what is not cached yet
+    is downloaded.
 
-    It is looked for as tuned-lens does, in the folder `subfolder`/`resource` of the repository. Where no repository is named, here or in
-    the environment, `resource` may also be a model repository with the lens at its top. Raises ArtifactError if it cannot be had.
+    It is looked for as tuned-lens does, in the folder `subfolder`/`resource` of the repository. Where no repository is
+    named, here or in the environment, `resource` may also be a model repository with the lens at its top. Raises
+    ArtifactError if it cannot be had.
     """
     repo, kind = _repository(repo_id, repo_type)
     folder = "/".join(filter(None, (subfolder, resource)))
@@ -70,7 +78,9 @@ def fetch(
     of_its_own = repo == SPACE and repo_id is None and resource.count("/") == 1
     if of_its_own:
         cached = isinstance(try_to_load_from_cache(resource, required[0], revision=revision), str)
-        places.insert(0 if cached else 1, {"repo_id": resource, "revision": revision})  # where it was found before is asked first
+        places.insert(
+            0 if cached else 1, {"repo_id": resource, "revision": revision}
+        )  # where it was found before is asked first
     failures: dict[str, Exception] = {}
     for place in places:
         unreachable = not all(isinstance(error, _ANSWERS) for error in failures.values())
@@ -85,27 +95,36 @@ def fetch(
             names = get_close_matches(resource, available(required, repo, kind, revision, subfolder), cutoff=0.4)
     where = f"neither {repo} nor a model repository of that name gives it" if of_its_own else f"{repo} does not give it"
     close = f"; close names there: {', '.join(names)}" if names else ""
-    raise ArtifactError(f"no lens folder {resource!r} here, and {where} ({_reason(failed, revision)}){close}") from failed
+    raise ArtifactError(
+        f"no lens folder {resource!r} here, and {where} ({_reason(failed, revision)}){close}"
+    ) from failed
 
 
 def check_push(repo_id: str) -> str:
     """Ask the Hub whose token this is. Returns the full name, "user/name", of the repository to push to.
 
-    Raises ConfigError if there is no token, the Hub cannot be asked, or the token may not write there: before a fit, not after it.
+    Raises ConfigError if there is no token, the Hub cannot be asked, or the token may not write there: before a fit,
+    not after it.
     """
     try:
         validate_repo_id(repo_id)
         user = HfApi().whoami()
     except LocalTokenNotFoundError:
-        raise ConfigError(f"pushing to {repo_id} needs a token of the Hub, and there is none; `hf auth login` stores one") from None
+        raise ConfigError(
+            f"pushing to {repo_id} needs a token of the Hub, and there is none; `hf auth login` stores one"
+        ) from None
     except Exception as error:  # a bad name, no network, a token that is no longer valid
         raise ConfigError(f"cannot push to {repo_id} ({_reason(error)})") from error
     owner, _, _ = repo_id.rpartition("/")
     owners = [user["name"], *(group["name"] for group in user.get("orgs", []))]
     if owner and owner not in owners:
-        raise ConfigError(f"the token of {user['name']} cannot push to {repo_id}; its repositories are those of {', '.join(owners)}")
+        raise ConfigError(
+            f"the token of {user['name']} cannot push to {repo_id}; its repositories are those of {', '.join(owners)}"
+        )
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-        raise ConfigError(f"the token of {user['name']} may only read, and pushing to {repo_id} needs one that may write")
+        raise ConfigError(
+            f"the token of {user['name']} may only read, and pushing to {repo_id} needs one that may write"
+        )
     return repo_id if owner else f"{user['name']}/{repo_id}"
 
 
@@ -129,7 +148,10 @@ def upload(folder: Path, files: Sequence[str], repo_id: str, private: bool, revi
             + _command(folder, repo_id, private, revision)
         ) from error
     if public:
-        raise ArtifactError(f"nothing was uploaded: the repository {repo_id} is there already and public; name another or make it private")
+        raise ArtifactError(
+            f"nothing was uploaded: the repository {repo_id} is there already and public; name another or make it "
+            "private"
+        )
     log.info("the lens in %s is now %s", folder, commit.commit_url)
 
 

@@ -1,4 +1,5 @@
-"""LogitLens and TunedLens for any adapter, as subclasses of tuned-lens's own, so that what takes its lenses takes these."""
+"""LogitLens and TunedLens for any adapter, as subclasses of tuned-lens's own, so that what takes its lenses takes
+these."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class Unembedding(Unembed):
-    """Final norm, head and its map: states before the norm to logits. A frozen copy, so that nothing done to a lens reaches the model.
+    """Final norm, head and its map: states before the norm to logits. A frozen copy, so that nothing done to a lens
+    reaches the model.
 
     The norm is kept in float32 and the head in the model's dtype; the head's input is cast to it.
     """
@@ -48,11 +50,15 @@ class Unembedding(Unembed):
 
 
 def stock_attaches(adapter: ModelAdapter) -> bool:
-    """Whether tuned-lens, without this package, attaches a lens to this model as it is here: it finds the same norm and head by itself, and
-    their logits are the model's (of a scale or a cap it knows nothing)."""
+    """Whether tuned-lens, without this package, attaches a lens to this model as it is here: it finds the same norm and
+    head by itself, and their logits are the model's (of a scale or a cap it knows nothing)."""
     try:
         norm, head = model_surgery.get_final_norm(adapter.model), model_surgery.get_unembedding_matrix(adapter.model)
-    except (NotImplementedError, ValueError, AttributeError):  # an architecture that it does not know, or another head or norm
+    except (
+        NotImplementedError,
+        ValueError,
+        AttributeError,
+    ):  # an architecture that it does not know, or another head or norm
         return False
     return norm is adapter.final_norm and head is adapter.head and adapter.logit_map == LogitMap()
 
@@ -74,11 +80,12 @@ class _Generates(stock.Lens):
     ) -> Tensor:
         """Go on from input_ids (batch, seq), each token chosen by what the lens reads at `layer`.
 
-        A recurrent model is fed one token a step and keeps its state; a transformer is fed the whole text again each step. do_sample: draw
-        from softmax(logits ÷ temp), with `generator`; else take the likeliest. eos_token_id: what ends a text, and fills what is after it.
+        A recurrent model is fed one token a step and keeps its state; a transformer is fed the whole text again each
+        step. do_sample: draw from softmax(logits ÷ temp), with `generator`; else take the likeliest. eos_token_id: what
+        ends a text, and fills what is after it.
 
-        Returns input_ids with up to max_new_tokens more, (batch, seq + new). Raises ConfigError for a layer that the model has not or a
-        temp that is not above 0.
+        Returns input_ids with up to max_new_tokens more, (batch, seq + new). Raises ConfigError for a layer that the
+        model has not or a temp that is not above 0.
         """
         if not 0 <= layer < adapter.n_layers:
             raise ConfigError(f"layer {layer} is not one of {adapter.name}, which has 0 to {adapter.n_layers - 1}")
@@ -92,7 +99,11 @@ class _Generates(stock.Lens):
             else:
                 forward = adapter.forward(ids)
             logits = self(forward.hidden_states[layer][:, -1], layer).float()  # (batch, vocab)
-            fed = torch.multinomial((logits / temp).softmax(-1), 1, generator=generator) if do_sample else logits.argmax(-1, keepdim=True)
+            fed = (
+                torch.multinomial((logits / temp).softmax(-1), 1, generator=generator)
+                if do_sample
+                else logits.argmax(-1, keepdim=True)
+            )
             if eos_token_id is not None:
                 fed = fed.masked_fill(ended[:, None], eos_token_id)
                 ended |= fed[:, 0] == eos_token_id
@@ -111,10 +122,11 @@ class LogitLens(_Generates, stock.LogitLens):
 
 
 class TunedLens(_Generates, stock.TunedLens):
-    """Reads a hidden state after an affine map fitted for its layer: unembedding(h + W h + b) (Belrose et al. 2023, arXiv 2303.08112).
+    """Reads a hidden state after an affine map fitted for its layer: unembedding(h + W h + b) (Belrose et al. 2023,
+    arXiv 2303.08112).
 
-    Translators are float32 whatever the model's dtype. There is one for each entry of `Forward.hidden_states`; a trivial one (the
-    last of a recurrent model) stays zero.
+    Translators are float32 whatever the model's dtype. There is one for each entry of `Forward.hidden_states`; a
+    trivial one (the last of a recurrent model) stays zero.
     """
 
     def __init__(self, unembed: Unembedding, config: stock.TunedLensConfig):
@@ -149,8 +161,9 @@ class TunedLens(_Generates, stock.TunedLens):
 
         layers: the layer of each stored translator, rising, for a lens from elsewhere that leaves trivial layers out.
 
-        Raises ArtifactError if it cannot be read, its d_model, number of layers or vocabulary is not the model's, or `layers` leave out a
-        layer that is not trivial. Another base model of the same shape is a warning that names both.
+        Raises ArtifactError if it cannot be read, its d_model, number of layers or vocabulary is not the model's, or
+        `layers` leave out a layer that is not trivial. Another base model of the same shape is a warning that names
+        both.
         """
         count = None if layers is None else len(layers)
         place = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
@@ -166,9 +179,12 @@ class TunedLens(_Generates, stock.TunedLens):
         return lens
 
     def save(self, path: Path | str, ckpt: str = artifacts.PARAMS, config: str = artifacts.CONFIG) -> None:
-        """Write config.json and params.pt, float32, each whole or not at all. The names are tuned-lens's and cannot be changed."""
+        """Write config.json and params.pt, float32, each whole or not at all. The names are tuned-lens's and cannot be
+        changed."""
         if (ckpt, config) != (artifacts.PARAMS, artifacts.CONFIG):
-            raise ArtifactError(f"a lens is saved as {artifacts.CONFIG} and {artifacts.PARAMS}, not as {config} and {ckpt}")
+            raise ArtifactError(
+                f"a lens is saved as {artifacts.CONFIG} and {artifacts.PARAMS}, not as {config} and {ckpt}"
+            )
         artifacts.save(Path(path), self.config.to_dict(), self.layer_translators.state_dict())
 
     def transform_hidden(self, h: Tensor, idx: int) -> Tensor:
@@ -182,11 +198,15 @@ def _check_layers(artifact: artifacts.Artifact, adapter: ModelAdapter, layers: S
     """Refuse stated layers that are not the model's or leave one out that has something to translate."""
     if not layers or any(b <= a for a, b in zip([-1, *layers], [*layers, adapter.n_layers], strict=True)):
         said = ", ".join(map(str, layers))
-        raise ArtifactError(f"layers must rise within 0 to {adapter.n_layers - 1} for {adapter.name}, and were stated as {said or 'none'}")
+        raise ArtifactError(
+            f"layers must rise within 0 to {adapter.n_layers - 1} for {adapter.name}, and were stated as "
+            f"{said or 'none'}"
+        )
     if absent := [i for i in adapter.fitted_layers if i not in layers]:
         raise ArtifactError(
             f"the lens in {artifact.where} has no translator for layer {absent[0]} of {adapter.name}; "
-            f"only trivial layers can be left out ({', '.join(map(str, sorted(adapter.trivial_layers))) or 'it has none'})"
+            "only trivial layers can be left out "
+            f"({', '.join(map(str, sorted(adapter.trivial_layers))) or 'it has none'})"
         )
 
 
@@ -205,9 +225,14 @@ def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLen
         if its != models:
             left_out = what.startswith("number") and its == len(adapter.fitted_layers)
             hint = f"; if it leaves the trivial layer out, say layers=range({its})" if left_out else ""
-            raise ArtifactError(f"the lens in {artifact.where} was made for {base}: its {what} is {its}, {adapter.name} has {models}{hint}")
+            raise ArtifactError(
+                f"the lens in {artifact.where} was made for {base}: its {what} is {its}, {adapter.name} has "
+                f"{models}{hint}"
+            )
     if not config.get("bias", True):
-        raise ArtifactError(f"the lens in {artifact.where} has translators without bias, which tuned-lens 0.2.0 cannot hold")
+        raise ArtifactError(
+            f"the lens in {artifact.where} has translators without bias, which tuned-lens 0.2.0 cannot hold"
+        )
     known = fitted_on.get("unembedding_sha256")
     same = known == lens.unembed.sha256() if known and fitted_on.get("dtype") == str(adapter.dtype) else None
     if same is None:

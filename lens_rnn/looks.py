@@ -17,9 +17,11 @@ class Look:
     ramp: tuple[str, str, str]
     """Colours from light to dark, for small to large."""
     lone_shade: float
-    """Where on the ramp the family's only result is: apart from other families in greyscale too, where dashed lines have no marker."""
+    """Where on the ramp the family's only result is: apart from other families in greyscale too, where dashed lines
+    have no marker."""
     marker: str
-    """As matplotlib names it. No other family has that of Mamba, RWKV or GPT-NeoX, so that they stay apart in greyscale."""
+    """As matplotlib names it. No other family has that of Mamba, RWKV or GPT-NeoX, so that they stay apart in
+    greyscale."""
 
 
 MARKERS = ("D", "v", "P", "<", "p", ">", "*", "d", "h")
@@ -28,7 +30,8 @@ _HUE_STEP = (5**0.5 - 1) / 2  # the golden ratio: any few hues that follow one a
 
 
 def look_of(family: str | None) -> Look:
-    """The look of a family, the same in every picture: from the table, else made from its name. None: of results that name no family."""
+    """The look of a family, the same in every picture: from the table, else made from its name. None: of results that
+    name no family."""
     if family is None:
         return _NAMELESS
     if family in LOOKS:

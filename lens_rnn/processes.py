@@ -88,7 +88,8 @@ class Processes:
             tensor.copy_(broadcast(tensor))
 
     def hand_on(self, value: Any, source: int) -> Any:
-        """What process `source` has, on every process: dictionaries and lists with CPU tensors, which travel one by one."""
+        """What process `source` has, on every process: dictionaries and lists with CPU tensors, which travel one by
+        one."""
         if not self.accelerator or self.world == 1:
             return value
         device, mine = self.accelerator.device, self.rank == source
@@ -120,7 +121,8 @@ class Processes:
             self.accelerator.log(values, step=step)
 
     def finish(self) -> None:
-        """Close the trackers and part from the other processes, together: one that just exits can make the others abort."""
+        """Close the trackers and part from the other processes, together: one that just exits can make the others
+        abort."""
         if self.accelerator:
             self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
@@ -129,8 +131,8 @@ class Processes:
     def shares(self, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
         """This process's part of `rows`, at most `size` at a time, as (rows, how many of them count).
 
-        Every process gets the same number of parts, because a sharded model's forward pass is a joint act of all of them. A process
-        that has run out repeats its last row, which then does not count.
+        Every process gets the same number of parts, because a sharded model's forward pass is a joint act of all of
+        them. A process that has run out repeats its last row, which then does not count.
         """
         mine = np.array_split(rows, self.world)[self.rank]
         longest = -(-len(rows) // self.world)

@@ -59,13 +59,13 @@ class ModelConfig:
     """Which model, and how it is held in memory."""
 
     model: str = _demo_model()
-    """Hub name or folder of a model, or an official RWKV file (.pth or .safetensors), here or on the Hub as OWNER/REPOSITORY/FILE; the
-    README lists the families. Default: the shipped tiny Mamba."""
+    """Hub name or folder of a model, or an official RWKV file (.pth or .safetensors), here or on the Hub as
+    OWNER/REPOSITORY/FILE; the README lists the families. Default: the shipped tiny Mamba."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     tokenizer: str | None = None
-    """Hub name or folder of a tokenizer, an rwkv_vocab_*.txt file, or `bytes` (made here, for models of 256 to 260 ids), where the model
-    has none beside it."""
+    """Hub name or folder of a tokenizer, an rwkv_vocab_*.txt file, or `bytes` (made here, for models of 256 to 260
+    ids), where the model has none beside it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Number format of the model. Default: float32 on a CPU, the checkpoint's own elsewhere."""
     device: str | None = None
@@ -102,10 +102,13 @@ def start_processes(config: ModelConfig, tracker: str | None = None) -> Processe
 
 
 def load_configured_model(config: ModelConfig, processes: Processes, to_be_sharded: bool = False) -> ModelAdapter:
-    """The model that the configuration names: on this process's device or, if it is to be sharded, on the CPU at first."""
+    """The model that the configuration names: on this process's device or, if it is to be sharded, on the CPU at
+    first."""
     doing("loading the model")
     if to_be_sharded and processes.world == 1:
-        raise ConfigError("--shard spreads a model over several processes, and this run has one; launch more or leave it out")
+        raise ConfigError(
+            "--shard spreads a model over several processes, and this run has one; launch more or leave it out"
+        )
     device = processes.device or torch.device(config.device or "cpu")
     return load_model(
         config.model,
@@ -125,7 +128,8 @@ def check_length(adapter: ModelAdapter, seq_len: int) -> None:
 
 
 def check_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
-    """Refuse a folder that holds something, unless it is an earlier output that may be replaced or continued. Changes nothing."""
+    """Refuse a folder that holds something, unless it is an earlier output that may be replaced or continued. Changes
+    nothing."""
     if overwrite and resume:
         raise ConfigError("--overwrite and --resume contradict each other; give one")
     if folder.exists() and not folder.is_dir():
@@ -137,12 +141,14 @@ def check_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
         raise ConfigError(f"the output folder {folder} holds files that are not this program's; name another --output")
     if not (overwrite or resume):
         raise ConfigError(
-            f"the output folder {folder} is not empty; --resume continues a fit, --overwrite replaces it, or name another --output"
+            f"the output folder {folder} is not empty; --resume continues a fit, --overwrite replaces it, or name "
+            "another --output"
         )
 
 
 def begin_output(folder: Path, config: object, overwrite: bool) -> None:
-    """Take the folder: with `overwrite` delete what an earlier run wrote, and nothing else; then leave run.yaml, which `--config` reads."""
+    """Take the folder: with `overwrite` delete what an earlier run wrote, and nothing else; then leave run.yaml, which
+    `--config` reads."""
     if overwrite:
         for pattern in _WRITTEN:
             for path in folder.glob(pattern):

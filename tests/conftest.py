@@ -1,4 +1,5 @@
-"""What every test shares: a closed-off environment, tiny random models, a byte tokenizer, and the optional test data."""
+"""What every test shares: a closed-off environment, tiny random models, a byte tokenizer, and the optional test
+data."""
 
 import os
 import shutil
@@ -63,33 +64,59 @@ def pytest_unconfigure() -> None:
 def make_model(family: str, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> PreTrainedModel:
     """A small random model, float32, in training mode, never run: RWKV-4's weights are not rescaled yet.
 
-    Its weights are large enough for every block to change the residual stream by about its own size and for predictions to be uneven;
-    fresh models of transformers have blocks near zero and near-uniform predictions, with which most mistakes would go unseen.
+    Its weights are large enough for every block to change the residual stream by about its own size and for predictions
+    to be uneven; fresh models of transformers have blocks near zero and near-uniform predictions, with which most
+    mistakes would go unseen.
     """
     torch.manual_seed(seed)
-    common = {"vocab_size": vocab_size, "hidden_size": D_MODEL, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": D_MODEL,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
     three = common | {"num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "intermediate_size": 64}
     if family.startswith("rwkv") and family != "rwkv4":
         version = family.removeprefix("rwkv")
-        return read_rwkv(official_weights("5.2" if version == "5" else version, vocab_size, D_MODEL, seed=seed), family).train()
+        return read_rwkv(
+            official_weights("5.2" if version == "5" else version, vocab_size, D_MODEL, seed=seed), family
+        ).train()
     if family == "mamba":
         model = MambaForCausalLM(MambaConfig(**three, state_size=4, time_step_rank=4))
     elif family == "falcon_mamba":
         model = FalconMambaForCausalLM(FalconMambaConfig(**three, state_size=4, time_step_rank=4))
     elif family == "mamba2":
-        sizes = {"num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2 if norms_groups() else 1, "chunk_size": 8}
+        sizes = {
+            "num_heads": 8,
+            "head_dim": 8,
+            "state_size": 16,
+            "n_groups": 2 if norms_groups() else 1,
+            "chunk_size": 8,
+        }
         model = Mamba2ForCausalLM(Mamba2Config(**three, **sizes))
     elif family == "rwkv4":  # 8 blocks: the residual stream is halved after 6
-        model = RwkvForCausalLM(RwkvConfig(**common, num_hidden_layers=8, context_length=64, attention_hidden_size=D_MODEL))
+        model = RwkvForCausalLM(
+            RwkvConfig(**common, num_hidden_layers=8, context_length=64, attention_hidden_size=D_MODEL)
+        )
     elif family == "neox":
         model = GPTNeoXForCausalLM(GPTNeoXConfig(**three, **heads, max_position_embeddings=128))
     elif family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**three, **heads, max_position_embeddings=128))
     elif family == "gpt2":
-        sizes = {"n_embd": D_MODEL, "n_layer": 3, "n_head": 4, "n_positions": 128, "bos_token_id": None, "eos_token_id": None}
+        sizes = {
+            "n_embd": D_MODEL,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": 128,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
         model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, **sizes))
-    elif family == "recurrent_gemma":  # two recurrent blocks and one of attention, whose window is shorter than the tests' inputs
+    elif (
+        family == "recurrent_gemma"
+    ):  # two recurrent blocks and one of attention, whose window is shorter than the tests' inputs
         sizes = {"lru_width": D_MODEL, "attention_window_size": 6, "logits_soft_cap": 1.5}
         model = RecurrentGemmaForCausalLM(RecurrentGemmaConfig(**three, **heads, **sizes))
     else:
@@ -111,11 +138,15 @@ def make_model(family: str, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> PreT
     return model.train()
 
 
-def save_model(model: PreTrainedModel | ModelAdapter, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-    """Write a model, and a tokenizer if there is one, as a checkpoint folder that load_model reads. Returns the folder."""
+def save_model(
+    model: PreTrainedModel | ModelAdapter, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Path:
+    """Write a model, and a tokenizer if there is one, as a checkpoint folder that load_model reads. Returns the
+    folder."""
     model = model.model if isinstance(model, ModelAdapter) else model
     if getattr(model.base_model, "layers_are_rescaled", False):
-        # RWKV-4 that has run in evaluation mode holds rescaled weights; the factors are powers of two, so this is exact.
+        # RWKV-4 that has run in evaluation mode holds rescaled weights; the factors are powers of two, so this is
+        # exact.
         model.train()
         model.base_model._rescale_layers()
         model.save_pretrained(folder)

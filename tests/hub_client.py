@@ -1,8 +1,10 @@
-"""What test_hub.py does with a Hub on loopback, in a process of its own: huggingface_hub reads its address when it is imported.
+"""What test_hub.py does with a Hub on loopback, in a process of its own: huggingface_hub reads its address when it is
+imported.
 
     python -m tests.hub_client FOLDER
 
-FOLDER holds neox/ and mamba/, small models, with neox-lens/ and mamba-lens/, their lenses. Prints one line of JSON: what each step gave.
+FOLDER holds neox/ and mamba/, small models, with neox-lens/ and mamba-lens/, their lenses. Prints one line of JSON:
+what each step gave.
 """
 
 import contextlib
@@ -79,7 +81,12 @@ class Session:
     def stock_the_shelves(self) -> None:
         """What others have published before."""
         files = {seed: lens_files(seed, self.folder / "made") for seed in (*NAMES.values(), *OTHERS.values())}
-        space = {"app.py": b"", "lens/half/config.json": b"{}", "lens-old/gpt2/config.json": b"{}", "lens-old/gpt2/params.pt": b""}
+        space = {
+            "app.py": b"",
+            "lens/half/config.json": b"{}",
+            "lens-old/gpt2/config.json": b"{}",
+            "lens-old/gpt2/params.pt": b"",
+        }
         for name, seed in NAMES.items():
             space |= under(f"lens/{name}", files[seed])
         self.spaces["AlignmentResearch/tuned-lens"] = space
@@ -97,7 +104,12 @@ class Session:
             artifact = artifacts.load(resource, **place)
             asked = self.requests[before:]
             total = float(sum(tensor.double().sum() for tensor in artifact.translators.values()))
-            return {"base": artifact.config["base_model_name_or_path"], "sum": total, "fit": artifact.fit, "asked": asked}
+            return {
+                "base": artifact.config["base_model_name_or_path"],
+                "sum": total,
+                "fit": artifact.fit,
+                "asked": asked,
+            }
 
         return attempt(act)
 
@@ -107,7 +119,10 @@ class Session:
         pythia = "EleutherAI/pythia-160m-deduped-v0"
         yield "available", attempt(artifacts.available)
         yield "available at v1", attempt(lambda: artifacts.available(revision="v1"))
-        yield "available elsewhere", attempt(lambda: artifacts.available("mine/lenses", "model", subfolder="other/place"))
+        yield (
+            "available elsewhere",
+            attempt(lambda: artifacts.available("mine/lenses", "model", subfolder="other/place")),
+        )
         yield "available nowhere", attempt(lambda: artifacts.available("no/thing"))
         yield "first", self.loaded(pythia)
         yield "again", self.loaded(pythia)
@@ -140,7 +155,10 @@ class Session:
             with environment(HF_TOKEN=token):
                 yield token, attempt(lambda: hub.check_push("me/new"))
         os.environ["HF_TOKEN"] = "hf_writes"
-        yield "names", [attempt(lambda name=name: hub.check_push(name)) for name in ("new", "us/new", "them/new", "me/a b")]
+        yield (
+            "names",
+            [attempt(lambda name=name: hub.check_push(name)) for name in ("new", "us/new", "them/new", "me/a b")],
+        )
         before = len(self.requests)
         yield "dry", attempt(lambda: artifacts.push(lens, "me/new", dry_run=True))
         yield "asked when dry", self.requests[before:]
@@ -153,7 +171,10 @@ class Session:
         program, flag, code = shlex.split(said.partition("to try again: ")[2])
         exec(code, {})
         yield "command", [program, flag]
-        yield "received", {name: {path: len(content) for path, content in files.items()} for name, files in self.models.items()}
+        yield (
+            "received",
+            {name: {path: len(content) for path, content in files.items()} for name, files in self.models.items()},
+        )
         on_disk = {path.name: path.read_bytes() for path in lens.iterdir() if path.is_file()}
         for name in ("me/new", "me/new@v2", "me/private", "me/full@v2"):
             yield f"{name} as on disk", all(on_disk[path] == content for path, content in self.models[name].items())
@@ -178,12 +199,24 @@ class Session:
             expected = TunedLens.load(ours["adapter"], f"{family}-lens")
             with torch.no_grad():
                 equal = [torch.equal(space["lens"](h, i), expected(h, i)) for space in spaces for i in range(3)]
-            yield family, {"types": [f"{type(s['lens']).__module__}.{type(s['lens']).__name__}" for s in (ours, theirs)], "equal": equal}
+            yield (
+                family,
+                {
+                    "types": [f"{type(s['lens']).__module__}.{type(s['lens']).__name__}" for s in (ours, theirs)],
+                    "equal": equal,
+                },
+            )
 
 
 def main(folder: Path) -> None:
     session, given = Session(folder), {}
-    kept = {"spaces": session.spaces, "models": session.models, "cut": session.cut, "full": session.full, "requests": session.requests}
+    kept = {
+        "spaces": session.spaces,
+        "models": session.models,
+        "cut": session.cut,
+        "full": session.full,
+        "requests": session.requests,
+    }
     with hub_server.serve(accounts=ACCOUNTS, **kept) as address:
         os.environ["HF_ENDPOINT"] = address
         session.stock_the_shelves()

@@ -1,5 +1,5 @@
-"""A stand-in for the Hub on loopback: the few endpoints that huggingface_hub and datasets ask to stream a data set of a few files, to list
-and fetch a lens, and to push one.
+"""A stand-in for the Hub on loopback: the few endpoints that huggingface_hub and datasets ask to stream a data set of a
+few files, to list and fetch a lens, and to push one.
 
     GET       /api/KIND/NAME[/revision/REVISION]       the commit and the file list; KIND is datasets, models or spaces
     GET       /api/KIND/NAME/tree/REVISION[/FOLDER]    the files, with sizes
@@ -11,8 +11,8 @@ and fetch a lens, and to push one.
     POST      /api/models/NAME/preupload/REVISION      how files are to be sent: all within the commit
     POST      /api/models/NAME/commit/REVISION         files, as lines of JSON
 
-A missing repository, revision or file is answered as the Hub answers it: 404 with the reason in X-Error-Code. The files of "NAME@v1" are
-those of the repository NAME on the branch v1.
+A missing repository, revision or file is answered as the Hub answers it: 404 with the reason in X-Error-Code. The files
+of "NAME@v1" are those of the repository NAME on the branch v1.
 """
 
 import base64
@@ -50,13 +50,16 @@ def serve(
     """Serve repositories ("namespace/name" to files) while the context lasts; gives the address for HF_ENDPOINT.
 
     models: receives what is pushed. accounts: what whoami says, by token. cut: files of which only a part is sent.
-    full: model repositories that take no commit. requests: filled with what was asked, "GET /path". All can be changed meanwhile.
+    full: model repositories that take no commit. requests: filled with what was asked, "GET /path". All can be changed
+    meanwhile.
     """
 
     class Handler(_Handler):
         """This server's."""
 
-    Handler.repositories = {kind: {} if files is None else files for kind, files in zip(KINDS, (datasets, models, spaces), strict=True)}
+    Handler.repositories = {
+        kind: {} if files is None else files for kind, files in zip(KINDS, (datasets, models, spaces), strict=True)
+    }
     Handler.accounts, Handler.cut, Handler.full = accounts or {}, cut, full
     Handler.requests = [] if requests is None else requests
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -142,7 +145,14 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             return self._refuse("EntryNotFound", files)
         content, asked = files[path], self.headers.get("Range")
-        status, extra = 200, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": commit(files), "Accept-Ranges": "bytes"}
+        status, extra = (
+            200,
+            {
+                "ETag": f'"{hashlib.sha1(content).hexdigest()}"',
+                "X-Repo-Commit": commit(files),
+                "Accept-Ranges": "bytes",
+            },
+        )
         if path in self.cut and self.command == "GET":
             content = content[: len(content) // 2]
         if asked:
@@ -177,7 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         elif act == "preupload":
             files = json.loads(body)["files"]
-            self._send_json({"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]})
+            self._send_json(
+                {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
+            )
         else:
             sent = [line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"]
             models[key] = {**models[key], **{file["path"]: base64.b64decode(file["content"]) for file in sent}}  # type: ignore[index]

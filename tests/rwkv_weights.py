@@ -1,4 +1,5 @@
-"""Random weights with the names and shapes of official RWKV files, and the official package run on them in a process of its own."""
+"""Random weights with the names and shapes of official RWKV files, and the official package run on them in a process of
+its own."""
 
 import os
 import subprocess
@@ -59,9 +60,15 @@ def official_weights(
         if version == "6":
             for name in "xwkvrg":
                 weights[f"{att}time_maa_{name}"] = mix()
-            weights[f"{att}time_maa_w1"], weights[f"{att}time_maa_w2"] = normal(d_model, 5 * 4), normal(5, 4, d_model, std=0.3)
+            weights[f"{att}time_maa_w1"], weights[f"{att}time_maa_w2"] = (
+                normal(d_model, 5 * 4),
+                normal(5, 4, d_model, std=0.3),
+            )
             weights[f"{att}time_decay"] = normal(1, 1, d_model, std=1.0)
-            weights[f"{att}time_decay_w1"], weights[f"{att}time_decay_w2"] = normal(d_model, 6), normal(6, d_model, std=0.5)
+            weights[f"{att}time_decay_w1"], weights[f"{att}time_decay_w2"] = (
+                normal(d_model, 6),
+                normal(6, d_model, std=0.5),
+            )
             weights[f"{att}time_faaaa"] = normal(heads, head_size, std=0.5)
         if version == "7":
             for name in "rwkvag":
@@ -69,12 +76,18 @@ def official_weights(
             for name, width in {"w": 6, "a": 5, "v": 4, "g": 7}.items():
                 if name != "g":
                     weights[f"{att}{name}0"] = normal(1, 1, d_model, std=1.0)
-                weights[f"{att}{name}1"], weights[f"{att}{name}2"] = normal(d_model, width), normal(width, d_model, std=0.5)
+                weights[f"{att}{name}1"], weights[f"{att}{name}2"] = (
+                    normal(d_model, width),
+                    normal(width, d_model, std=0.5),
+                )
             weights[f"{att}k_k"], weights[f"{att}k_a"] = 0.5 + mix(), mix()
             weights[f"{att}r_k"] = normal(heads, head_size, std=0.3)
         for name in {"6": ("time_maa_k", "time_maa_r"), "7": ("x_k",)}.get(version, ("time_mix_k", "time_mix_r")):
             weights[f"{ffn_name}{name}"] = mix()
-        weights[f"{ffn_name}key.weight"], weights[f"{ffn_name}value.weight"] = normal(ffn, d_model), normal(d_model, ffn)
+        weights[f"{ffn_name}key.weight"], weights[f"{ffn_name}value.weight"] = (
+            normal(ffn, d_model),
+            normal(d_model, ffn),
+        )
         if version != "7":
             weights[f"{ffn_name}receptance.weight"] = normal(d_model, d_model)
     norm("ln_out")
@@ -83,7 +96,8 @@ def official_weights(
 
 
 def official_logits(path: Path, ids: list[int], version: str) -> np.ndarray:
-    """(tokens, vocab) by the rwkv package, which must be installed. It reads its settings when it is imported, hence the process."""
+    """(tokens, vocab) by the rwkv package, which must be installed. It reads its settings when it is imported, hence
+    the process."""
     output = path.with_suffix(".npy")
     env = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"} | ({"RWKV_V7_ON": "1"} if version == "7" else {})
     command = [sys.executable, "-c", _RUN, str(path.with_suffix("")), str(output), *map(str, ids)]

@@ -1,9 +1,10 @@
-"""The house rules of lens_rnn, read from its source: who may import whom, who may name an architecture, and what no module does.
+"""The house rules of lens_rnn, read from its source: who may import whom, who may name an architecture, and what no
+module does.
 
     errors → models → hub → artifacts → lens → evaluation → fitting, steering, elk, views → viewer → the scripts
 
-`data`, `processes`, `compiled`, `versions`, `activity`, `looks`, and the drawing of result files (`evaluation.curves` and what stands on
-it) are leaves. A new module is listed in ROOMS.
+`data`, `processes`, `compiled`, `versions`, `activity`, `looks`, and the drawing of result files (`evaluation.curves`
+and what stands on it) are leaves. A new module is listed in ROOMS.
 """
 
 import ast
@@ -19,10 +20,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lens_rnn"
 
-# What each room may import, besides itself. A room is a module, or a package with all in it that is not listed by itself.
+# What each room may import, besides itself. A room is a module, or a package with all in it that is not listed by
+# itself.
 _LENS = {"errors", "models", "hub", "artifacts", "lens"}
 _TOOLS = {"errors", "data", "processes"}
-_WORK = _LENS | _TOOLS | {"evaluation", "evaluation.canvas", "evaluation.curves", "evaluation.results", "evaluation.plots"}
+_WORK = (
+    _LENS | _TOOLS | {"evaluation", "evaluation.canvas", "evaluation.curves", "evaluation.results", "evaluation.plots"}
+)
 ROOMS: dict[str, set[str]] = {
     "": set(),  # lens_rnn/__init__.py
     "errors": set(),
@@ -43,7 +47,8 @@ ROOMS: dict[str, set[str]] = {
     "evaluation.plots": {"errors", "looks", "evaluation.canvas", "evaluation.curves"},
     "evaluation.matrix": {"evaluation.canvas", "evaluation.curves"},
     "evaluation.summary": {"evaluation.curves"},
-    "evaluation.figures": {"errors", "looks"} | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
+    "evaluation.figures": {"errors", "looks"}
+    | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
     "evaluation": _LENS | _TOOLS,
     "fitting": _WORK | {"compiled", "activity"},
     "steering": _WORK,
@@ -57,7 +62,10 @@ SCRIPTS = ("train", "eval", "tests", "benchmarks")
 
 # Families and types of models. What depends on them is in the room `models`, behind its adapters.
 ARCHITECTURES = {*known_architectures(), *tiny_hybrids.SETTINGS, *tiny_hybrids.CONTROLS, *LOOKS}
-MAY_NAME_ANY = ("looks", "evaluation.results")  # what families are called and look like; how published files of three are laid out
+MAY_NAME_ANY = (
+    "looks",
+    "evaluation.results",
+)  # what families are called and look like; how published files of three are laid out
 NAME_OTHER_THINGS = {"steering/pairs.py": {"llama"}}  # a layout of prompts, for models of any architecture
 NO_FAMILY = "lens_rnn.models.families.recurrent"  # what the families with a file share
 
@@ -66,7 +74,7 @@ MOST_LINES = 350
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
-# --- rules: each gives the breaches in one module ----------------------------------------------------------------------------
+# --- rules: each gives the breaches in one module ---------------------------------------------------------------------
 
 
 def dotted(file: str) -> str:
@@ -82,11 +90,14 @@ def room_of(module: str) -> str:
             return ".".join(parts[:end])
     if not module:
         return ""
-    raise LookupError(f"lens_rnn.{module} is in no room: list it in ROOMS of tests/test_architecture.py, with what it may import")
+    raise LookupError(
+        f"lens_rnn.{module} is in no room: list it in ROOMS of tests/test_architecture.py, with what it may import"
+    )
 
 
 def imports(tree: ast.Module, file: str) -> Iterator[tuple[int, str]]:
-    """(line, full name) of all that a module imports, inside functions too. Of `from a import b`, b is joined on if it is a module."""
+    """(line, full name) of all that a module imports, inside functions too. Of `from a import b`, b is joined on if it
+    is a module."""
     package = ["lens_rnn", *Path(file).parent.parts]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -111,7 +122,10 @@ def import_breaches(tree: ast.Module, file: str) -> Iterator[str]:
         if top in SCRIPTS:
             yield f"{file}:{line} imports {name}: the library knows no script"
         elif top == "lens_rnn" and room_of(inner) not in ROOMS[room] | {room, ""}:
-            yield f"{file}:{line} imports {name}: {room or 'lens_rnn'} may import {', '.join(sorted(ROOMS[room])) or 'nothing'}"
+            yield (
+                f"{file}:{line} imports {name}: {room or 'lens_rnn'} may import "
+                f"{', '.join(sorted(ROOMS[room])) or 'nothing'}"
+            )
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
             yield f"{file}:{node.lineno} imports by name, which this test cannot follow"
@@ -125,15 +139,26 @@ def docstring_breaches(tree: ast.Module, file: str) -> Iterator[str]:
 def printing_breaches(tree: ast.Module, file: str) -> Iterator[str]:
     """Library code speaks through logging; cli.py alone speaks to people."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and file != "cli.py" and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write"):
+        if (
+            isinstance(node, ast.Call)
+            and file != "cli.py"
+            and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+        ):
             yield f"{file}:{node.lineno} prints; use logging"
 
 
 def loading_breaches(tree: ast.Module, file: str) -> Iterator[str]:
     """Files can hold code; what reads them must not run it."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in ("torch", "pickle") and {"load", "loads"} & {a.name for a in node.names}:
-            yield f"{file}:{node.lineno} imports {node.module}'s load by itself, where this test cannot see how it is called"
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module in ("torch", "pickle")
+            and {"load", "loads"} & {a.name for a in node.names}
+        ):
+            yield (
+                f"{file}:{node.lineno} imports {node.module}'s load by itself, where this test cannot see how it "
+                "is called"
+            )
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
@@ -147,7 +172,8 @@ def loading_breaches(tree: ast.Module, file: str) -> Iterator[str]:
 
 
 def naming_breaches(tree: ast.Module, file: str) -> Iterator[str]:
-    """Whatever depends on an architecture is asked of its adapter: a family's name in another room is a fact that stands twice."""
+    """Whatever depends on an architecture is asked of its adapter: a family's name in another room is a fact that
+    stands twice."""
     room = room_of(dotted(file))
     if room == "models" or room in MAY_NAME_ANY:
         return
@@ -155,7 +181,10 @@ def naming_breaches(tree: ast.Module, file: str) -> Iterator[str]:
     names = ARCHITECTURES - NAME_OTHER_THINGS.get(file, set())
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and node.value in names and id(node) not in docstrings:
-            yield f"{file}:{node.lineno} names {node.value}; ask the adapter, or, for what is drawn and written, lens_rnn.looks"
+            yield (
+                f"{file}:{node.lineno} names {node.value}; ask the adapter, or, for what is drawn and written, "
+                "lens_rnn.looks"
+            )
     for line, name in imports(tree, file):
         if name.startswith("lens_rnn.models.families.") and name != NO_FAMILY:
             yield f"{file}:{line} imports {name}: what a family knows is asked of its adapter"
@@ -169,7 +198,7 @@ def length_breaches(source: str, file: str) -> Iterator[str]:
 RULES = [import_breaches, docstring_breaches, printing_breaches, loading_breaches, naming_breaches]
 
 
-# --- the package keeps them --------------------------------------------------------------------------------------------------
+# --- the package keeps them -------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_package_to_look_at() -> None:
@@ -209,7 +238,7 @@ def test_the_rooms_have_a_direction() -> None:
     assert not any(known & {"run", "cli"} for room, known in ROOMS.items() if room != "run")
 
 
-# --- the rules see what they are for -----------------------------------------------------------------------------------------
+# --- the rules see what they are for ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,7 +311,9 @@ def test_an_import_along_the_direction_is_allowed(file: str, source: str) -> Non
 
 
 def test_a_module_in_no_room_is_told_where_to_be_listed() -> None:
-    with pytest.raises(LookupError, match=r"^lens_rnn\.cellar\.wine is in no room: list it in ROOMS of tests/test_architecture\.py"):
+    with pytest.raises(
+        LookupError, match=r"^lens_rnn\.cellar\.wine is in no room: list it in ROOMS of tests/test_architecture\.py"
+    ):
         list(import_breaches(ast.parse(""), "cellar/wine.py"))
     with pytest.raises(LookupError, match=r"lens_rnn\.attic is in no room"):
         list(import_breaches(ast.parse("import lens_rnn.attic"), "viewer.py"))
@@ -348,15 +379,21 @@ def test_names_that_mean_other_things_are_still_there() -> None:
     """A file on the list of exceptions needs it."""
     for file, names in NAME_OTHER_THINGS.items():
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
-        assert names <= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        assert names <= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
 
 
 def test_what_is_allowed_is_no_breach() -> None:
-    tree = ast.parse("'''A purpose.'''\ntorch.load(path, map_location='cpu', weights_only=True)\nlog.info('x')\nyaml.safe_load(text)")
+    tree = ast.parse(
+        "'''A purpose.'''\ntorch.load(path, map_location='cpu', weights_only=True)\nlog.info('x')\nyaml.safe_load(text)"
+    )
     assert [breach for rule in RULES for breach in rule(tree, "lens.py")] == []
     assert list(printing_breaches(ast.parse("print('x')"), "cli.py")) == []
 
 
 def test_a_long_file_is_seen() -> None:
     assert list(length_breaches("x\n" * MOST_LINES, "lens.py")) == []
-    assert list(length_breaches("x\n" * (MOST_LINES + 1), "lens.py")) == [f"lens.py has {MOST_LINES + 1} lines, 350 are enough; split it"]
+    assert list(length_breaches("x\n" * (MOST_LINES + 1), "lens.py")) == [
+        f"lens.py has {MOST_LINES + 1} lines, 350 are enough; split it"
+    ]

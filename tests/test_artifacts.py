@@ -1,4 +1,5 @@
-"""The files of a lens: what is written can be read by stock tuned-lens, and what cannot be trusted is refused in one line, unread."""
+"""The files of a lens: what is written can be read by stock tuned-lens, and what cannot be trusted is refused in one
+line, unread."""
 
 import contextlib
 import errno
@@ -28,7 +29,9 @@ CONFIG = TunedLensConfig("some/model", D_MODEL, LAYERS, unembed_hash="0" * 64).t
 def make_translators(layers: int = LAYERS, d_model: int = D_MODEL) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"weight": (d_model, d_model), "bias": (d_model,)}
-    return {f"{i}.{kind}": torch.randn(shape, generator=generator) for i in range(layers) for kind, shape in shapes.items()}
+    return {
+        f"{i}.{kind}": torch.randn(shape, generator=generator) for i in range(layers) for kind, shape in shapes.items()
+    }
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_saved_is_loaded(folder: Path) -> None:
@@ -122,7 +125,9 @@ def is_interrupted(file: BinaryIO) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("write", "error"), [(fails_at_once, OSError), (fails_half_way, OSError), (is_interrupted, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("write", "error"), [(fails_at_once, OSError), (fails_half_way, OSError), (is_interrupted, KeyboardInterrupt)]
+)
 def test_an_error_while_writing_leaves_the_old_file_and_no_other(
     tmp_path: Path, write: Callable[[BinaryIO], None], error: type[BaseException]
 ) -> None:
@@ -177,7 +182,7 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
         artifacts.save(tmp_path, CONFIG, make_translators())
 
 
-# --- reading: unsafe and damaged parameters ----------------------------------------------------------------------------------
+# --- reading: unsafe and damaged parameters ---------------------------------------------------------------------------
 
 
 class Payload:
@@ -216,7 +221,8 @@ def test_truncated_params_are_refused(folder: Path, keep: float) -> None:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_params_with_damaged_bytes_are_either_refused_or_read(folder: Path, legacy: bool) -> None:
-    """Damaged bytes make the unpickler fail with IndexError, AssertionError, struct.error and more: all become the one refusal."""
+    """Damaged bytes make the unpickler fail with IndexError, AssertionError, struct.error and more: all become the one
+    refusal."""
     params = folder / "params.pt"
     torch.save(make_translators(), params, _use_new_zipfile_serialization=not legacy)
     raw, at_random, refused = params.read_bytes(), random.Random(0), 0
@@ -245,7 +251,7 @@ def test_params_that_may_not_be_read_are_said_to_be(folder: Path, monkeypatch: p
     assert refusal(folder).endswith("params.pt cannot be read (Permission denied)")
 
 
-# --- reading: parameters that are no translators -----------------------------------------------------------------------------
+# --- reading: parameters that are no translators ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -298,23 +304,35 @@ def test_translators_without_bias_are_read_where_the_config_says_so(folder: Path
 
 @pytest.mark.parametrize("kind", ["weight", "bias"])
 def test_low_rank_translators_are_refused_as_such(folder: Path, kind: str) -> None:
-    shapes = {f"{i}.{name}": (2, 4) if name == "down.weight" else (4, 2) for i in range(LAYERS) for name in ("down.weight", "up.weight")}
+    shapes = {
+        f"{i}.{name}": (2, 4) if name == "down.weight" else (4, 2)
+        for i in range(LAYERS)
+        for name in ("down.weight", "up.weight")
+    }
     low_rank = {name: torch.zeros(shape) for name, shape in shapes.items()}
     beside = {name: tensor for name, tensor in make_translators().items() if name.endswith(kind)}
     torch.save(low_rank | beside, folder / "params.pt")
-    assert refusal(folder) == f"{folder} holds a low-rank lens ('0.down.weight' in params.pt); only full translators can be read"
+    assert (
+        refusal(folder)
+        == f"{folder} holds a low-rank lens ('0.down.weight' in params.pt); only full translators can be read"
+    )
 
 
 def test_where_the_last_translators_are_missing_layers_can_be_stated(folder: Path) -> None:
     edit_config(folder, num_hidden_layers=LAYERS + 1)
     message = refusal(folder)
-    assert message.endswith("'3.bias' is missing; if layers were left out, state those it has, for example layers=range(3)")
+    assert message.endswith(
+        "'3.bias' is missing; if layers were left out, state those it has, for example layers=range(3)"
+    )
     assert artifacts.load(folder, translators=LAYERS).translators.keys() == make_translators().keys()
-    with pytest.raises(ArtifactError, match=r"does not hold the 2 linear translators that the stated layers need: '2\.bias' has no place"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"does not hold the 2 linear translators that the stated layers need: '2\.bias' has no place",
+    ):
         artifacts.load(folder, translators=2)
 
 
-# --- reading: config.json and fit.json ---------------------------------------------------------------------------------------
+# --- reading: config.json and fit.json --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,12 +376,16 @@ def test_another_number_of_layers_than_params_hold_is_refused_at_once(folder: Pa
 
 def test_a_lens_of_another_type_is_refused_by_name(folder: Path) -> None:
     edit_config(folder, lens_type="low_rank_tuned_lens")
-    assert refusal(folder) == f"{folder} holds a lens of type 'low_rank_tuned_lens'; only 'linear_tuned_lens' can be read"
+    assert (
+        refusal(folder) == f"{folder} holds a lens of type 'low_rank_tuned_lens'; only 'linear_tuned_lens' can be read"
+    )
 
 
 def test_a_config_without_a_type_is_linear(folder: Path) -> None:
     """As tuned-lens has it: the field has that default."""
-    (folder / "config.json").write_text(json.dumps({"base_model_name_or_path": "m", "d_model": D_MODEL, "num_hidden_layers": LAYERS}))
+    (folder / "config.json").write_text(
+        json.dumps({"base_model_name_or_path": "m", "d_model": D_MODEL, "num_hidden_layers": LAYERS})
+    )
     assert len(artifacts.load(folder).translators) == 2 * LAYERS
 
 
@@ -385,7 +407,9 @@ def test_what_tuned_lens_can_do_without_may_be_absent(folder: Path, field: str) 
 
 def test_json_is_utf_8_wherever_it_comes_from(folder: Path) -> None:
     name = "models/καφές"
-    (folder / "config.json").write_bytes(json.dumps(CONFIG | {"base_model_name_or_path": name}, ensure_ascii=False).encode())
+    (folder / "config.json").write_bytes(
+        json.dumps(CONFIG | {"base_model_name_or_path": name}, ensure_ascii=False).encode()
+    )
     assert artifacts.load(folder).config["base_model_name_or_path"] == name
 
 
@@ -394,7 +418,7 @@ def test_a_fit_json_that_describes_no_model_is_refused(folder: Path) -> None:
     assert str(folder / "fit.json") in refusal(folder)
 
 
-# --- finding -----------------------------------------------------------------------------------------------------------------
+# --- finding ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -415,18 +439,22 @@ def test_a_file_is_not_a_lens(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("name", ["some-model", "org/some-model", "no such thing"])
-def test_a_resource_cannot_be_had_offline_and_says_so_quickly(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_resource_cannot_be_had_offline_and_says_so_quickly(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     start = time.monotonic()
     message = refusal(name)
     assert time.monotonic() - start < 5
     space = "AlignmentResearch/tuned-lens"
-    where = f"neither {space} nor a model repository of that name gives it" if "/" in name else f"{space} does not give it"
+    where = (
+        f"neither {space} nor a model repository of that name gives it" if "/" in name else f"{space} does not give it"
+    )
     assert message.startswith(f"no lens folder {name!r} here, and {where} (Cannot reach ")
     assert "offline mode is enabled" in message
 
 
-# --- hashes ------------------------------------------------------------------------------------------------------------------
+# --- hashes -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_hash_depends_on_names_bytes_dtype_and_shape() -> None:
@@ -434,7 +462,10 @@ def test_a_hash_depends_on_names_bytes_dtype_and_shape() -> None:
     changed = {
         "name": {"c": base["a"], "b": base["b"]},
         "names exchanged": {"b": torch.zeros(2, 3), "a": torch.ones(4)},
-        "one bit": {**base, "a": torch.from_numpy(np.array([1, 0, 0, 0, 0, 0], dtype=np.int32).view(np.float32)).reshape(2, 3)},
+        "one bit": {
+            **base,
+            "a": torch.from_numpy(np.array([1, 0, 0, 0, 0, 0], dtype=np.int32).view(np.float32)).reshape(2, 3),
+        },
         "sign of zero": {**base, "a": -base["a"]},
         "shape": {**base, "a": torch.zeros(3, 2)},
         "dtype of the same bytes": {**base, "a": torch.zeros(2, 3, dtype=torch.int32)},
@@ -447,7 +478,12 @@ def test_a_hash_depends_on_names_bytes_dtype_and_shape() -> None:
 
 
 def test_a_hash_does_not_depend_on_order_or_layout_in_memory() -> None:
-    tensors = {name: tensor.bfloat16() for name, tensor in make_translators().items()} | {"empty": torch.zeros(0), "one": torch.tensor(3.0)}
+    tensors = {name: tensor.bfloat16() for name, tensor in make_translators().items()} | {
+        "empty": torch.zeros(0),
+        "one": torch.tensor(3.0),
+    }
     expected = artifacts.sha256_of(tensors.items())
     assert artifacts.sha256_of(reversed(tensors.items())) == expected
-    assert artifacts.sha256_of((name, t.T.contiguous().T if t.ndim == 2 else t) for name, t in tensors.items()) == expected
+    assert (
+        artifacts.sha256_of((name, t.T.contiguous().T if t.ndim == 2 else t) for name, t in tensors.items()) == expected
+    )

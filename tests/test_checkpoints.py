@@ -46,7 +46,9 @@ def test_it_reaches_what_its_card_says(demo: tuple[str, ModelAdapter]) -> None:
         for start in rows:
             ids = blocks.batch(slice(start, start + 8))
             logits = adapter.head(adapter.forward(ids).final)[:, :-1]
-            total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+            ).item()
             tokens += ids[:, 1:].numel()
     reached = total / tokens * blocks.bits_per_byte
     assert reached == pytest.approx(said, abs=1e-3) if same_text else reached < 2.0
@@ -58,7 +60,9 @@ def test_its_lens_beats_the_logit_lens_and_the_unigram_model_at_every_layer(demo
     data = DataConfig(eval_tokens=8_192, tokens=65_536)
     held_out = load_blocks(data, "eval", adapter.tokenizer)
     unigram = unigram_cross_entropy(load_blocks(data, "fit", adapter.tokenizer), held_out, adapter.vocab_size)
-    evaluation = evaluate(adapter, {"logit": LogitLens.from_adapter(adapter), "tuned": lens}, held_out, unigram_ce=unigram)
+    evaluation = evaluate(
+        adapter, {"logit": LogitLens.from_adapter(adapter), "tuned": lens}, held_out, unigram_ce=unigram
+    )
     assert doubts(evaluation, adapter.fitted_layers) == []
     for i in adapter.fitted_layers:
         assert evaluation.lenses["tuned"][i].kl < evaluation.lenses["logit"][i].kl

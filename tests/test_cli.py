@@ -92,7 +92,7 @@ def yaml(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-# --- flags -------------------------------------------------------------------------------------------------------------------
+# --- flags ------------------------------------------------------------------------------------------------------------
 
 
 def test_without_arguments_a_configuration_is_its_defaults() -> None:
@@ -100,7 +100,10 @@ def test_without_arguments_a_configuration_is_its_defaults() -> None:
 
 
 def test_flags_set_fields_of_every_type() -> None:
-    words = "--steps 5 --rate 1e-3 --loss ce --name rwkv --output a/b --micro-batch-size 2 --overwrite --labels x y --limits 0.5 2"
+    words = (
+        "--steps 5 --rate 1e-3 --loss ce --name rwkv --output a/b --micro-batch-size 2 --overwrite --labels x y "
+        "--limits 0.5 2"
+    )
     assert cli.parse(Config, words.split()) == Config(
         steps=5,
         rate=1e-3,
@@ -157,14 +160,23 @@ def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest
     assert cli.os.environ["COLUMNS"] == columns
 
 
-def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_every_field_and_how_to_use_a_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     for flag in ("--help", "-h"):
         with pytest.raises(SystemExit) as stopped:
             cli.parse(Config, [flag])
         assert stopped.value.code == 0
         shown = capsys.readouterr().out
-        for words in ("Do the thing.", "--config FILE.yaml", "--micro-batch-size", "How many steps.", "(default: 3)", "{kl,ce}"):
+        for words in (
+            "Do the thing.",
+            "--config FILE.yaml",
+            "--micro-batch-size",
+            "How many steps.",
+            "(default: 3)",
+            "{kl,ce}",
+        ):
             assert words in shown
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit):
@@ -172,11 +184,13 @@ def test_help_shows_every_field_and_how_to_use_a_file(capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.count("\n") > shown.count("\n"), "help is fitted to the terminal"
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", [lambda name: ["--config", name], lambda name: [f"--config={name}"]])
-def test_a_file_sets_fields_and_the_command_line_wins(yaml: Callable[[str], str], form: Callable[[str], list[str]]) -> None:
+def test_a_file_sets_fields_and_the_command_line_wins(
+    yaml: Callable[[str], str], form: Callable[[str], list[str]]
+) -> None:
     words = form(yaml("steps: 7\nname: from the file\nmicro-batch-size: 4\noverwrite: true\nlabels: [a, b]\n"))
     from_file = Config(steps=7, name="from the file", micro_batch_size=4, overwrite=True, labels=("a", "b"))
     assert cli.parse(Config, words) == from_file
@@ -260,18 +274,25 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(yaml: Callable[[str], str
 
 def test_a_setting_that_its_class_refuses_is_refused_from_a_file_too(yaml: Callable[[str], str]) -> None:
     assert refusal("--config", yaml("steps: 0")) == "steps is 0; it must be at least 1"
-    assert cli.parse(Config, ["--config", yaml("steps: 0"), "--steps", "1"]) == Config(steps=1), "what counts is the outcome"
+    assert cli.parse(Config, ["--config", yaml("steps: 0"), "--steps", "1"]) == Config(steps=1), (
+        "what counts is the outcome"
+    )
 
 
 def test_a_file_may_leave_out_what_the_command_line_says(yaml: Callable[[str], str]) -> None:
-    assert cli.parse(Demanding, ["--config", yaml("output: x"), "a", "b"]) == Demanding(results=("a", "b"), output=Path("x"))
-    assert cli.parse(Demanding, ["--config", yaml("output: x\nresults: [c]")]) == Demanding(results=("c",), output=Path("x"))
+    assert cli.parse(Demanding, ["--config", yaml("output: x"), "a", "b"]) == Demanding(
+        results=("a", "b"), output=Path("x")
+    )
+    assert cli.parse(Demanding, ["--config", yaml("output: x\nresults: [c]")]) == Demanding(
+        results=("c",), output=Path("x")
+    )
     assert refusal("--config", yaml("output: x"), config_type=Demanding) == "there is no result"
     assert refusal("--config", yaml("results: [c]"), config_type=Demanding).startswith("Missing: --output PATH")
 
 
 @pytest.mark.parametrize(
-    "words", [["--config"], ["--config="], ["--config=", "--steps", "4"], ["--config", ""], ["--steps", "4", "--config"]]
+    "words",
+    [["--config"], ["--config="], ["--config=", "--steps", "4"], ["--config", ""], ["--steps", "4", "--config"]],
 )
 def test_config_without_a_name_is_refused(words: list[str]) -> None:
     assert refusal(*words) == "--config needs the name of a YAML file"
@@ -288,7 +309,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     "config",
     [
         Config(),
-        Config(rate=1e-5, loss="ce", output=Path("a folder/b"), micro_batch_size=1, labels=("x", "on"), limits=(0.0, 1e30)),
+        Config(
+            rate=1e-5, loss="ce", output=Path("a folder/b"), micro_batch_size=1, labels=("x", "on"), limits=(0.0, 1e30)
+        ),
         Config(name="café: 10 # not a comment", labels=("1e3", "null", "")),
     ],
 )
@@ -310,7 +333,7 @@ def test_plain_values_are_ready_for_json() -> None:
     assert list(cli.plain(Config())) == list(Config.__dataclass_fields__)
 
 
-# --- running -----------------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -374,7 +397,7 @@ def test_an_interruption_exits_with_130(outcome: Callable[..., tuple[Any, str, s
     assert err.count("\n") == 1
 
 
-# --- what nobody foresaw -----------------------------------------------------------------------------------------------------
+# --- what nobody foresaw ----------------------------------------------------------------------------------------------
 
 LAST_LINE = re.compile(
     r"error: (\w+) while (.+): torch (\S+), transformers (\S+), numba (\S+), lens-rnn (\S+); "
@@ -449,7 +472,9 @@ def test_an_error_before_the_work_says_so(
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_script_exits_with_1_on_what_nobody_foresaw(processes: str) -> None:
     """As one of several processes, too, which leaves without the interpreter's teardown."""
-    script = "from tests.test_cli import Config; from lens_rnn import cli\ndef main(_): print('said'); {}['cache_params']"
+    script = (
+        "from tests.test_cli import Config; from lens_rnn import cli\ndef main(_): print('said'); {}['cache_params']"
+    )
     done = run_by_itself(script, WORLD_SIZE=processes)
     assert (done.returncode, done.stdout) == (1, "said\n")
     *_, told, last = done.stderr.splitlines()
@@ -478,7 +503,7 @@ def test_a_script_that_ends_with_an_exit_code_keeps_it(outcome: Callable[..., tu
     assert outcome(raising(SystemExit(7))) == (7, "", "")
 
 
-# --- threads and messages ----------------------------------------------------------------------------------------------------
+# --- threads and messages ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -508,7 +533,9 @@ def test_threads_are_the_cores_divided_by_the_processes_unless_asked_for(
     assert numba.get_num_threads() == min(expected, numba.config.NUMBA_NUM_THREADS)
 
 
-def test_a_launcher_that_asks_for_one_thread_is_not_listened_to(cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_asks_for_one_thread_is_not_listened_to(
+    cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cores(2)
     assert cli.set_threads(None) == 2
@@ -560,7 +587,8 @@ def run_by_itself(script: str, **variables: str) -> subprocess.CompletedProcess:
 def test_one_of_several_processes_exits_with_its_code_and_its_words() -> None:
     """It leaves without the interpreter's teardown, which must lose neither."""
     script = (
-        "from tests.test_cli import Config; from lens_rnn import cli, errors\ndef main(_): print('said'); raise errors.DataError('no text')"
+        "from tests.test_cli import Config; from lens_rnn import cli, errors\ndef main(_): print('said'); raise "
+        "errors.DataError('no text')"
     )
     done = run_by_itself(script, WORLD_SIZE="2")
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "said\n", "error: no text")

@@ -53,7 +53,9 @@ def refusal(call: Callable[[], object], kind: type[Exception] = DataError) -> st
 
 
 def write_jsonl(path: Path, texts: Sequence[str], field: str = "text") -> Path:
-    path.write_text("".join(json.dumps({field: text, "meta": {"n": i}}) + "\n" for i, text in enumerate(texts)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({field: text, "meta": {"n": i}}) + "\n" for i, text in enumerate(texts)), encoding="utf-8"
+    )
     return path
 
 
@@ -84,12 +86,17 @@ def large_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "_SMALL_BYTES", 0)
 
 
-def test_few_tokens_of_a_small_source_come_from_everywhere(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    """The first tokens of sorted files would be of one subject. The draw is the same each time, and no block is drawn twice."""
+def test_few_tokens_of_a_small_source_come_from_everywhere(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The first tokens of sorted files would be of one subject. The draw is the same each time, and no block is drawn
+    twice."""
     path = tmp_path / "numbered.jsonl"
     path.write_text("".join(json.dumps({"text": f"{number:015d}"}) + "\n" for number in range(2000)))
     whole = load_blocks(DataConfig(data=str(path), seq_len=16), "fit", byte_tokenizer, everything=True)
-    drawn, again = (load_blocks(DataConfig(data=str(path), seq_len=16, tokens=1600), "fit", byte_tokenizer) for _ in range(2))
+    drawn, again = (
+        load_blocks(DataConfig(data=str(path), seq_len=16, tokens=1600), "fit", byte_tokenizer) for _ in range(2)
+    )
     rows = {block.tobytes(): number for number, block in enumerate(whole.tokens)}
     places = [rows[block.tobytes()] for block in drawn.tokens]
     assert len(places) == len(set(places)) == 100
@@ -100,17 +107,20 @@ def test_few_tokens_of_a_small_source_come_from_everywhere(tmp_path: Path, byte_
     assert (drawn.n_bytes, drawn.n_tokens) == (whole.n_bytes, whole.n_tokens), "the ratio is of the whole text"
 
 
-# --- configuration and the split ---------------------------------------------------------------------------------------------
+# --- configuration and the split --------------------------------------------------------------------------------------
 
 
 def test_configuration_refuses_less_than_one_block() -> None:
-    assert "tokens is 15, less than one block of seq_len 16" in refusal(lambda: DataConfig(tokens=15, seq_len=16), ConfigError)
+    assert "tokens is 15, less than one block of seq_len 16" in refusal(
+        lambda: DataConfig(tokens=15, seq_len=16), ConfigError
+    )
     assert "eval_tokens is 15" in refusal(lambda: DataConfig(eval_tokens=15, seq_len=16), ConfigError)
     assert "seq_len is 1;" in refusal(lambda: DataConfig(seq_len=1), ConfigError)
 
 
 def test_the_split_is_fixed_for_ever() -> None:
-    """These values are on users' disks and in published results: a change of the hash is a change of what was held out."""
+    """These values are on users' disks and in published results: a change of the hash is a change of what was held
+    out."""
     assert [i for i in range(300) if is_held_out(f"document {i}")] == [138, 150, 157, 177, 245]
     share = np.mean([is_held_out(str(i)) for i in range(20_000)])
     assert abs(share - 1 / 50) < 0.003
@@ -125,7 +135,7 @@ def test_the_two_halves_share_nothing_and_lose_nothing(jsonl: Path) -> None:
     assert len(held) > 1
 
 
-# --- python-stdlib -----------------------------------------------------------------------------------------------------------
+# --- python-stdlib ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -135,7 +145,13 @@ def library(tmp_path: Path) -> Path:
         path = root / ("package" if i % 2 else ".") / f"module_{i}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# module {i}\n")
-    for name in ("test/a.py", "package/tests/b.py", "idlelib/idle_test/c.py", "site-packages/d.py", "package/__pycache__/e.py"):
+    for name in (
+        "test/a.py",
+        "package/tests/b.py",
+        "idlelib/idle_test/c.py",
+        "site-packages/d.py",
+        "package/__pycache__/e.py",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("excluded\n")
     (root / "notes.txt").write_text("excluded\n")
@@ -186,7 +202,7 @@ def test_a_module_that_is_not_utf8_is_read_all_the_same(tmp_path: Path) -> None:
     assert [*texts_of(source, "fit"), *texts_of(source, "eval")] == ["# -*- coding: latin-1 -*-\n# \ufffd\n"]
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_compressed_lines_are_the_plain_ones(jsonl: Path, tmp_path: Path) -> None:
@@ -250,7 +266,9 @@ def test_wrong_suffix_and_empty_folder(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     assert "holds no .jsonl, .jsonl.zst, .txt file" in refusal(lambda: open_source(config(tmp_path)))
     path.write_text("a,b\n")
-    assert f"cannot read {path}: its name must end in .jsonl, .jsonl.zst, .txt" in refusal(lambda: open_source(config(path)))
+    assert f"cannot read {path}: its name must end in .jsonl, .jsonl.zst, .txt" in refusal(
+        lambda: open_source(config(path))
+    )
 
 
 @pytest.mark.parametrize(
@@ -279,7 +297,9 @@ def test_txt_that_is_not_utf8(tmp_path: Path) -> None:
     assert f"{path}: not UTF-8" in refusal(lambda: texts_of(FileSource(path), "fit"))
 
 
-@pytest.mark.parametrize("damage", ["cut early", "cut late", "second frame cut", "overwritten", "not zstd", "followed by something else"])
+@pytest.mark.parametrize(
+    "damage", ["cut early", "cut late", "second frame cut", "overwritten", "not zstd", "followed by something else"]
+)
 def test_damaged_compressed_data(damage: str, jsonl: Path, tmp_path: Path) -> None:
     """A truncated download must not pass for a shorter text."""
     content = jsonl.read_bytes()
@@ -300,11 +320,13 @@ def test_damaged_compressed_data(damage: str, jsonl: Path, tmp_path: Path) -> No
     assert "damaged zstd data" in message
 
 
-# --- packing -----------------------------------------------------------------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", ["fit", "eval"])
-def test_blocks_and_counts_equal_a_naive_recomputation(role: Role, jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_blocks_and_counts_equal_a_naive_recomputation(
+    role: Role, jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
     blocks = load_blocks(config(jsonl), role, byte_tokenizer)
     texts = FITTED if role == "fit" else HELD_OUT
     ids = expected_tokens(texts, byte_tokenizer)
@@ -318,7 +340,8 @@ def test_blocks_and_counts_equal_a_naive_recomputation(role: Role, jsonl: Path, 
 
 @pytest.mark.usefixtures("large_sources")
 def test_only_what_is_asked_for_is_packed_and_counted(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    """79 tokens are four blocks of 16. The document in which those end counts whole, in bytes and in tokens, and it is the last."""
+    """79 tokens are four blocks of 16. The document in which those end counts whole, in bytes and in tokens, and it is
+    the last."""
     blocks = load_blocks(config(jsonl, tokens=79), "fit", byte_tokenizer)
     ids = expected_tokens(FITTED, byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == ids[:64]
@@ -332,8 +355,12 @@ def test_only_what_is_asked_for_is_packed_and_counted(jsonl: Path, byte_tokenize
 
 @pytest.mark.usefixtures("large_sources")
 @pytest.mark.parametrize("wanted", [48, 64, 80])
-def test_an_end_that_falls_on_a_document_end(wanted: int, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    texts = [text for text in (f"{i:015d}" for i in range(100)) if not is_held_out(text)]  # 16 tokens each with the end of text
+def test_an_end_that_falls_on_a_document_end(
+    wanted: int, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    texts = [
+        text for text in (f"{i:015d}" for i in range(100)) if not is_held_out(text)
+    ]  # 16 tokens each with the end of text
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     blocks = load_blocks(config(path, tokens=wanted), "fit", byte_tokenizer)
     assert blocks.n_tokens == blocks.tokens.size == wanted
@@ -342,7 +369,9 @@ def test_an_end_that_falls_on_a_document_end(wanted: int, tmp_path: Path, byte_t
 
 
 @pytest.mark.usefixtures("large_sources")
-def test_groups_do_not_change_the_tokens(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_do_not_change_the_tokens(
+    jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(packing, "_GROUP", 100)
     blocks = load_blocks(config(jsonl, seq_len=17, tokens=1000), "fit", byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == expected_tokens(FITTED, byte_tokenizer)[: 1000 // 17 * 17]
@@ -431,7 +460,7 @@ def test_counts_and_unigram_cross_entropy(jsonl: Path, byte_tokenizer: PreTraine
     assert unigram_cross_entropy(fit, held, 300) == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
 class Counting(FileSource):
@@ -466,8 +495,12 @@ def test_packed_once_and_used_again(jsonl: Path, byte_tokenizer: PreTrainedToken
 
 
 @pytest.mark.usefixtures("large_sources")
-def test_whatever_decides_the_tokens_decides_the_entry(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path) -> None:
-    def load(role: Role = "fit", tokenizer: PreTrainedTokenizerBase = byte_tokenizer, **settings: object) -> TokenBlocks:
+def test_whatever_decides_the_tokens_decides_the_entry(
+    jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path
+) -> None:
+    def load(
+        role: Role = "fit", tokenizer: PreTrainedTokenizerBase = byte_tokenizer, **settings: object
+    ) -> TokenBlocks:
         return load_blocks(config(jsonl, **settings), role, tokenizer, Counting(jsonl))
 
     load()
@@ -483,7 +516,9 @@ def test_whatever_decides_the_tokens_decides_the_entry(jsonl: Path, byte_tokeniz
     assert reads(jsonl) == 6
 
 
-def test_padding_does_not_change_the_hash_of_a_tokenizer(byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+def test_padding_does_not_change_the_hash_of_a_tokenizer(
+    byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
     """Fast tokenizers keep the padding and truncation of their last call."""
     byte_tokenizer.save_pretrained(tmp_path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path, pad_token=byte_tokenizer.eos_token)
@@ -491,10 +526,16 @@ def test_padding_does_not_change_the_hash_of_a_tokenizer(byte_tokenizer: PreTrai
     tokenizer(["a", "bcd"], padding=True, truncation=True, max_length=2)
     assert tokenizer.backend_tokenizer.padding is not None
     assert tokenizer_sha256(tokenizer) == before == tokenizer_sha256(byte_tokenizer)
-    assert tokenizer_sha256(word_tokenizer({"end": 0, "a": 1})) != tokenizer_sha256(word_tokenizer({"end": 1, "a": 0})) != before
+    assert (
+        tokenizer_sha256(word_tokenizer({"end": 0, "a": 1}))
+        != tokenizer_sha256(word_tokenizer({"end": 1, "a": 0}))
+        != before
+    )
 
 
-def test_what_a_killed_packing_left_is_cleared(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path) -> None:
+def test_what_a_killed_packing_left_is_cleared(
+    jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path
+) -> None:
     first = load_blocks(config(jsonl), "fit", byte_tokenizer)
     (folder,) = (path for path in token_cache.iterdir() if path.is_dir())
     folder.rename(f"{folder}.partial")  # as if it had been killed just before the rename
@@ -505,7 +546,9 @@ def test_what_a_killed_packing_left_is_cleared(jsonl: Path, byte_tokenizer: PreT
     assert [path for path in token_cache.iterdir() if path.is_dir()] == [folder]
 
 
-def test_a_failed_packing_leaves_nothing(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path) -> None:
+def test_a_failed_packing_leaves_nothing(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, token_cache: Path
+) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\nbad\n')
     for _ in range(2):
@@ -535,7 +578,7 @@ def test_two_processes_at_once_pack_once(jsonl: Path, byte_tokenizer: PreTrained
     assert reads(jsonl) == 1
 
 
-# --- real texts --------------------------------------------------------------------------------------------------------------
+# --- real texts -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pile_text.jsonl", "demo_pile_format.val.jsonl"])
@@ -555,7 +598,9 @@ def test_real_texts(name: str, test_data: Path, byte_tokenizer: PreTrainedTokeni
 
 def test_the_real_tokenizer(test_data: Path, token_cache: Path) -> None:
     """At a vocabulary of 50,277 ids still fit in 16 bits; packing them gives what one call a document gives."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(test_data / "tokenizers" / "20B_tokenizer.json"), eos_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(test_data / "tokenizers" / "20B_tokenizer.json"), eos_token="<|endoftext|>"
+    )
     path = test_data / "text" / "pile_text.jsonl"
     blocks = load_blocks(config(path, seq_len=64), "fit", tokenizer)
     texts = texts_of(FileSource(path), "fit")
@@ -565,7 +610,7 @@ def test_the_real_tokenizer(test_data: Path, token_cache: Path) -> None:
     assert blocks.bits_per_byte == pytest.approx(len(ids) / sum(len(text.encode()) for text in texts) / math.log(2))
 
 
-# --- the Hub -----------------------------------------------------------------------------------------------------------------
+# --- the Hub ----------------------------------------------------------------------------------------------------------
 
 _HUB_CLIENT = """
 import json
@@ -605,7 +650,11 @@ HUB = {
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What HubSource makes of a Hub on loopback, in a process of its own because the address is read at import."""
-    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and key != "HF_HUB_OFFLINE"}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.lower().endswith("_proxy") and key != "HF_HUB_OFFLINE"
+    }
     environment |= {"HF_HOME": str(tmp_path_factory.mktemp("hf")), "PYTHONPATH": str(Path(__file__).parents[1])}
     with hub_server.serve(HUB) as address:
         environment["HF_ENDPOINT"] = address
@@ -616,7 +665,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 def test_hub_identity_names_the_commit_and_the_split(hub: dict[str, dict[str, Any]]) -> None:
-    for name, key, held in (("tiny/one-split", "one split", "train"), ("tiny/validation", "own validation", "validation")):
+    for name, key, held in (
+        ("tiny/one-split", "one split", "train"),
+        ("tiny/validation", "own validation", "validation"),
+    ):
         identity = hub[key]["identity"]
         assert identity["fit"]["commit"] == hub_server.commit(HUB[name])
         assert (identity["fit"]["split"], identity["eval"]["split"]) == ("train", held)
@@ -637,7 +689,10 @@ def test_hub_data_with_a_validation_split_is_used_as_split(hub: dict[str, dict[s
     ("key", "complaint"),
     [
         ("no such split", "the data set tiny/validation has no split 'test'; it has train, validation"),
-        ("no such data set", "there is no file or folder 'tiny/nothing' here, and the Hub gives no data set of that name"),
+        (
+            "no such data set",
+            "there is no file or folder 'tiny/nothing' here, and the Hub gives no data set of that name",
+        ),
         ("no such field", "tiny/validation, record 1: no text in the field 'content'; it has text"),
         ("damaged", "tiny/damaged: the Hub's data cannot be read after record"),
     ],
@@ -648,4 +703,6 @@ def test_hub_errors_are_one_line(key: str, complaint: str, hub: dict[str, dict[s
 
 
 def test_hub_offline() -> None:
-    assert "'tiny/one-split' here, and the Hub gives no data set of that name" in refusal(lambda: open_source(config("tiny/one-split")))
+    assert "'tiny/one-split' here, and the Hub gives no data set of that name" in refusal(
+        lambda: open_source(config("tiny/one-split"))
+    )

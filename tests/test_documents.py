@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 def run(code: str, folder: Path) -> str:
     """What a piece of Python prints in a folder. Fails with its error."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -19,7 +19,9 @@ def a_lens(model: ModelAdapter) -> TunedLens:
     return lens
 
 
-def refed(model: ModelAdapter, lens: TunedLens, layer: int, ids: Tensor, new: int, generator: torch.Generator | None) -> Tensor:
+def refed(
+    model: ModelAdapter, lens: TunedLens, layer: int, ids: Tensor, new: int, generator: torch.Generator | None
+) -> Tensor:
     """The naive twin: the whole text again for every token."""
     for _ in range(new):
         logits = lens(model.forward(ids).hidden_states[layer][:, -1], layer)
@@ -43,7 +45,11 @@ def test_it_is_what_feeding_the_whole_text_gives(every_model: ModelAdapter, samp
 def test_a_recurrent_model_reads_each_token_once(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     advance = type(tiny_mamba).advance
-    monkeypatch.setattr(type(tiny_mamba), "advance", lambda self, ids, state=None: read.append(ids.shape[1]) or advance(self, ids, state))
+    monkeypatch.setattr(
+        type(tiny_mamba),
+        "advance",
+        lambda self, ids, state=None: read.append(ids.shape[1]) or advance(self, ids, state),
+    )
     LogitLens.from_adapter(tiny_mamba).generate(tiny_mamba, 1, PROMPT, max_new_tokens=4)
     assert read == [7, 1, 1, 1]
 

@@ -1,4 +1,5 @@
-"""Lenses on the Hub, against a stand-in that speaks its protocol: listing, fetching, pushing, and what is said when that cannot be.
+"""Lenses on the Hub, against a stand-in that speaks its protocol: listing, fetching, pushing, and what is said when
+that cannot be.
 
 The steps are those of hub_client.py, which runs once, in a process of its own; the tests read what it printed.
 """
@@ -88,10 +89,12 @@ def base(seed: int) -> str:
 def parameters_of(seed: int) -> float:
     """The sum of the parameters that the lens of this seed was published with."""
     generator = torch.Generator().manual_seed(seed)
-    return float(sum(torch.randn(shape, generator=generator).double().sum() for _ in range(2) for shape in ((4, 4), (4,))))
+    return float(
+        sum(torch.randn(shape, generator=generator).double().sum() for _ in range(2) for shape in ((4, 4), (4,)))
+    )
 
 
-# --- listing -----------------------------------------------------------------------------------------------------------------
+# --- listing ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_lenses_of_the_space_are_listed(told: dict[str, Any]) -> None:
@@ -102,11 +105,14 @@ def test_the_lenses_of_the_space_are_listed(told: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_listed_is_said_in_a_line(told: dict[str, Any]) -> None:
-    said = "ArtifactError: the lenses of the space no/thing cannot be listed (there is no such repository, or it is private)"
+    said = (
+        "ArtifactError: the lenses of the space no/thing cannot be listed (there is no such repository, or it is "
+        "private)"
+    )
     assert told["available nowhere"] == said
 
 
-# --- fetching ----------------------------------------------------------------------------------------------------------------
+# --- fetching ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,17 +163,25 @@ def test_a_lens_that_was_fetched_loads_offline(told: dict[str, Any]) -> None:
     [
         (
             "misspelt",
-            f"no lens folder 'EleutherAI/pythia-160m-dedup' here, and neither {SPACE} nor a model repository of that name gives it "
+            f"no lens folder 'EleutherAI/pythia-160m-dedup' here, and neither {SPACE} nor a model repository of that "
+            "name gives it "
             f"(it has no such lens); close names there: {PYTHIA}, EleutherAI/pythia-70m-deduped",
         ),
         ("nothing like it", f"no lens folder 'zzzz' here, and {SPACE} does not give it (it has no such lens)"),
-        ("pushed, over variable", "no lens folder 'me/pushed' here, and mine/lenses does not give it (it has no such lens)"),
+        (
+            "pushed, over variable",
+            "no lens folder 'me/pushed' here, and mine/lenses does not give it (it has no such lens)",
+        ),
         ("no revision", f"no lens folder 'gpt2' here, and {SPACE} does not give it (it has no revision v9)"),
-        ("no repository", "no lens folder 'gpt2' here, and no/thing does not give it (there is no such repository, or it is private)"),
+        (
+            "no repository",
+            "no lens folder 'gpt2' here, and no/thing does not give it (there is no such repository, or it is private)",
+        ),
         ("no type", f"no lens folder 'gpt2' here, and {SPACE} does not give it (Invalid repo type: spaceship."),
         (
             "cut",
-            f"no lens folder 'org/cut' here, and neither {SPACE} nor a model repository of that name gives it (Consistency check failed",
+            f"no lens folder 'org/cut' here, and neither {SPACE} nor a model repository of that name gives it "
+            "(Consistency check failed",
         ),
     ],
 )
@@ -176,7 +190,7 @@ def test_what_cannot_be_had_is_said_in_a_line(step: str, said: str, told: dict[s
     assert "\n" not in told[step]
 
 
-# --- lenses that leave layers out --------------------------------------------------------------------------------------------
+# --- lenses that leave layers out -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[2, 3], ids=["config.json counts what is stored", "config.json counts all"])
@@ -185,7 +199,9 @@ def short_lens(request: pytest.FixtureRequest, tiny_mamba: ModelAdapter, tmp_pat
     config = TunedLensConfig(tiny_mamba.name, tiny_mamba.d_model, request.param).to_dict()
     d = tiny_mamba.d_model
     made = torch.randn(2, d, d + 1, generator=torch.Generator().manual_seed(3)) * d**-0.5
-    translators = {f"{i}.{kind}": t for i in (0, 1) for kind, t in (("weight", made[i, :, 1:]), ("bias", made[i, :, 0]))}
+    translators = {
+        f"{i}.{kind}": t for i in (0, 1) for kind, t in (("weight", made[i, :, 1:]), ("bias", made[i, :, 0]))
+    }
     artifacts.save(tmp_path / "short", config, translators)
     return tmp_path / "short"
 
@@ -198,7 +214,9 @@ def refusal(adapter: ModelAdapter, lens: Path, layers: Sequence[int] | None) -> 
 
 
 @torch.no_grad()
-def test_a_lens_without_the_trivial_layer_is_read_where_its_layers_are_stated(short_lens: Path, tiny_mamba: ModelAdapter) -> None:
+def test_a_lens_without_the_trivial_layer_is_read_where_its_layers_are_stated(
+    short_lens: Path, tiny_mamba: ModelAdapter
+) -> None:
     assert "layers=range(2)" in refusal(tiny_mamba, short_lens, None), "how to state them is said"
     lens = TunedLens.load(tiny_mamba, short_lens, layers=range(2))
     stored = torch.load(short_lens / "params.pt", weights_only=True)
@@ -219,11 +237,19 @@ def test_a_lens_without_the_trivial_layer_is_read_where_its_layers_are_stated(sh
         ((0, 0), "were stated as 0, 0"),
         ((1, 3), "were stated as 1, 3"),
         ((-1, 0), "were stated as -1, 0"),
-        ((0, 1, 2), "params.pt does not hold the 3 linear translators that the stated layers need: '2.bias' is missing"),
-        ((0,), "params.pt does not hold the 1 linear translators that the stated layers need: '1.bias' has no place there"),
+        (
+            (0, 1, 2),
+            "params.pt does not hold the 3 linear translators that the stated layers need: '2.bias' is missing",
+        ),
+        (
+            (0,),
+            "params.pt does not hold the 1 linear translators that the stated layers need: '1.bias' has no place there",
+        ),
     ],
 )
-def test_layers_that_cannot_be_are_refused(layers: Sequence[int], said: str, short_lens: Path, tiny_mamba: ModelAdapter) -> None:
+def test_layers_that_cannot_be_are_refused(
+    layers: Sequence[int], said: str, short_lens: Path, tiny_mamba: ModelAdapter
+) -> None:
     assert said.format(name=tiny_mamba.name) in refusal(tiny_mamba, short_lens, layers)
 
 
@@ -247,7 +273,7 @@ def test_a_whole_lens_can_have_its_layers_stated_too(tiny_mamba: ModelAdapter, t
     assert len(TunedLens.load(tiny_mamba, tmp_path, layers=[0, 1, 2])) == 3
 
 
-# --- pushing -----------------------------------------------------------------------------------------------------------------
+# --- pushing ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", ["dry", "new", "branch", "private"])
@@ -267,7 +293,9 @@ def test_the_hub_has_what_is_on_disk_and_no_checkpoint(told: dict[str, Any]) -> 
 
 
 def test_a_public_repository_does_not_take_a_private_lens(told: dict[str, Any]) -> None:
-    assert told["public"].startswith("ArtifactError: nothing was uploaded: the repository me/new is there already and public;")
+    assert told["public"].startswith(
+        "ArtifactError: nothing was uploaded: the repository me/new is there already and public;"
+    )
 
 
 def test_a_failed_push_gives_the_command_that_works_later(told: dict[str, Any]) -> None:
@@ -279,7 +307,10 @@ def test_a_failed_push_gives_the_command_that_works_later(told: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("step", "said"),
     [
-        ("no token", "ConfigError: pushing to me/new needs a token of the Hub, and there is none; `hf auth login` stores one"),
+        (
+            "no token",
+            "ConfigError: pushing to me/new needs a token of the Hub, and there is none; `hf auth login` stores one",
+        ),
         ("hf_unknown", "ConfigError: cannot push to me/new (Invalid user token."),
         ("hf_reads", "ConfigError: the token of me may only read, and pushing to me/new needs one that may write"),
     ],
@@ -302,7 +333,7 @@ def test_what_is_no_lens_is_not_pushed(tmp_path: Path) -> None:
         artifacts.push(tmp_path, "me/lens", dry_run=True)
 
 
-# --- the card ----------------------------------------------------------------------------------------------------------------
+# --- the card ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -332,7 +363,9 @@ def test_where_tuned_lens_finds_norm_and_head_the_card_does_without_ours(config:
     adapter = wrap_model(AutoModelForCausalLM.from_config(config))
     assert stock_attaches(adapter)
     assert torch.equal(Unembed(adapter.model).unembedding.weight, adapter.head.weight)
-    assert "TunedLens.from_model_and_pretrained(model" in model_card(report(config.model_type, "m", stock_attaches=True))
+    assert "TunedLens.from_model_and_pretrained(model" in model_card(
+        report(config.model_type, "m", stock_attaches=True)
+    )
 
 
 def test_elsewhere_the_card_gives_it_ours() -> None:
@@ -340,7 +373,10 @@ def test_elsewhere_the_card_gives_it_ours() -> None:
     capped = wrap_model(make_model("neox"))
     capped.logit_map = LogitMap(cap=30.0)
     assert not stock_attaches(capped), "tuned-lens would leave the cap out"
-    for made in (report("mamba", "m", stock_attaches=False), report("gpt_neox", "m")):  # the second is of an older release
+    for made in (
+        report("mamba", "m", stock_attaches=False),
+        report("gpt_neox", "m"),
+    ):  # the second is of an older release
         assert "TunedLens.from_model_and_pretrained(model" not in model_card(made)
         assert "TunedLens.from_unembed_and_pretrained(Unembedding(adapter)" in model_card(made)
 
@@ -352,7 +388,10 @@ def test_a_card_names_what_the_hub_has_and_no_file_of_this_machine() -> None:
     made["model"]["revision"] = sha = "0" * 40
     made["data"]["fit"] |= {"source": "org/texts", "origin": {"commit": "1" * 40, "split": "train"}}
     card = model_card(made)
-    assert yaml.safe_load(card.split("---\n")[1]) == local | {"base_model": "state-spaces/mamba-130m-hf", "datasets": ["org/texts"]}
+    assert yaml.safe_load(card.split("---\n")[1]) == local | {
+        "base_model": "state-spaces/mamba-130m-hf",
+        "datasets": ["org/texts"],
+    }
     assert f'load_model("state-spaces/mamba-130m-hf", revision="{sha}")' in card
     assert f"`org/texts` (commit {'1' * 40})" in card
 

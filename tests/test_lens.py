@@ -1,4 +1,5 @@
-"""Lenses: equal to the model where they must be, to stock tuned-lens where it can read the model, and apart from the model's weights."""
+"""Lenses: equal to the model where they must be, to stock tuned-lens where it can read the model, and apart from the
+model's weights."""
 
 import json
 import logging
@@ -45,7 +46,7 @@ def assert_unchanged(before: dict[str, Tensor], model: nn.Module) -> None:
     assert [name for name, t in before.items() if t.dtype != after[name].dtype or not torch.equal(t, after[name])] == []
 
 
-# --- what a lens computes ----------------------------------------------------------------------------------------------------
+# --- what a lens computes ---------------------------------------------------------------------------------------------
 
 
 def test_lenses_are_lenses_of_tuned_lens(tiny_model: ModelAdapter) -> None:
@@ -93,7 +94,7 @@ def test_translators_can_be_trained_and_the_unembedding_cannot(tiny_mamba: Model
     assert {name.split(".")[0] for name, p in lens.named_parameters() if p.requires_grad} == {"layer_translators"}
 
 
-# --- number formats ----------------------------------------------------------------------------------------------------------
+# --- number formats ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -102,7 +103,9 @@ def in_bfloat16(family: str) -> ModelAdapter:
 
 
 @torch.no_grad()
-def test_a_lens_of_a_bfloat16_model_is_float32_inside(tiny_model: ModelAdapter, in_bfloat16: ModelAdapter, ids: Tensor) -> None:
+def test_a_lens_of_a_bfloat16_model_is_float32_inside(
+    tiny_model: ModelAdapter, in_bfloat16: ModelAdapter, ids: Tensor
+) -> None:
     """On the same hidden states its logits differ by what rounding the head's weights and input to 8 bits explains."""
     full, half = random_lens(tiny_model), random_lens(in_bfloat16)
     assert {p.dtype for p in half.layer_translators.parameters()} == {torch.float32}
@@ -120,13 +123,15 @@ def test_a_lens_of_a_bfloat16_model_is_float32_inside(tiny_model: ModelAdapter, 
 def test_a_lens_reads_the_hidden_states_that_a_bfloat16_model_gives(in_bfloat16: ModelAdapter, ids: Tensor) -> None:
     lens, forward = random_lens(in_bfloat16), in_bfloat16.forward(ids)
     expected = in_bfloat16.model(ids).logits.float()  # transformers gives Mamba's as float32, but of a bfloat16 head
-    torch.testing.assert_close(lens.unembed(forward.norm_input).float(), expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        lens.unembed(forward.norm_input).float(), expected, rtol=0, atol=0.02 * float(expected.abs().max())
+    )
     for layer, h in enumerate(forward.hidden_states):
         assert lens(h, layer).isfinite().all()
         assert lens.transform_hidden(h, layer).dtype == torch.float32
 
 
-# --- the model stays as it is ------------------------------------------------------------------------------------------------
+# --- the model stays as it is -----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -140,7 +145,9 @@ def test_a_lens_in_double_precision_works_and_leaves_the_model_alone(tiny_model:
         logits = lens(h, layer)
         assert logits.dtype == torch.float64
         torch.testing.assert_close(logits.float(), single[layer], rtol=1e-4, atol=1e-5)
-        assert not torch.equal(logits, single[layer].double()), "it is computed in double precision, not only returned so"
+        assert not torch.equal(logits, single[layer].double()), (
+            "it is computed in double precision, not only returned so"
+        )
 
 
 @pytest.mark.parametrize("kind", [LogitLens, TunedLens])
@@ -159,7 +166,9 @@ def test_nothing_done_to_the_parameters_of_a_lens_reaches_the_model(
     assert not any(p.requires_grad for p in tiny_model.model.parameters())
 
 
-def test_the_unembedding_is_frozen_even_where_the_model_is_not(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unembedding_is_frozen_even_where_the_model_is_not(
+    tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for parameter in (*tiny_mamba.final_norm.parameters(), *tiny_mamba.head.parameters()):
         monkeypatch.setattr(parameter, "requires_grad", True)
     assert not any(p.requires_grad for p in Unembedding(tiny_mamba).parameters())
@@ -176,7 +185,7 @@ def test_an_optimizer_over_a_lens_moves_only_its_translators(tiny_model: ModelAd
     assert not any(torch.equal(t, lens.layer_translators.state_dict()[name]) for name, t in translators.items())
 
 
-# --- saving and loading ------------------------------------------------------------------------------------------------------
+# --- saving and loading -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -204,12 +213,14 @@ def test_a_lens_can_share_an_unembedding(tiny_mamba: ModelAdapter, tmp_path: Pat
 
 
 def test_other_file_names_are_refused(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"saved as config\.json and params\.pt, not as config\.json and weights\.pt"):
+    with pytest.raises(
+        ArtifactError, match=r"saved as config\.json and params\.pt, not as config\.json and weights\.pt"
+    ):
         TunedLens.from_adapter(tiny_mamba).save(tmp_path, ckpt="weights.pt")
     assert list(tmp_path.iterdir()) == []
 
 
-# --- stock tuned-lens --------------------------------------------------------------------------------------------------------
+# --- stock tuned-lens -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -306,11 +317,12 @@ def test_stock_trajectories_take_our_lens(tiny_model: ModelAdapter, ids: Tensor)
     assert trajectory.cross_entropy().stats.shape == trajectory.entropy().stats.shape == kl.shape
 
 
-# --- a lens of another model -------------------------------------------------------------------------------------------------
+# --- a lens of another model ------------------------------------------------------------------------------------------
 
 
 def saved_lens(adapter: ModelAdapter, folder: Path, name: str = "org/base", **model: object) -> Path:
-    """A lens that says it was made for `name`, with a fit.json that describes the model if there is anything to say of it."""
+    """A lens that says it was made for `name`, with a fit.json that describes the model if there is anything to say of
+    it."""
     lens = TunedLens.from_adapter(adapter)
     lens.config.base_model_name_or_path = name
     lens.save(folder)
@@ -340,7 +352,10 @@ def edit(folder: Path, **changes: object) -> None:
 
 def with_d_model(folder: Path, d_model: int) -> None:
     translators = torch.load(folder / "params.pt", weights_only=True)
-    torch.save({name: t[:d_model, :d_model] if t.ndim == 2 else t[:d_model] for name, t in translators.items()}, folder / "params.pt")
+    torch.save(
+        {name: t[:d_model, :d_model] if t.ndim == 2 else t[:d_model] for name, t in translators.items()},
+        folder / "params.pt",
+    )
     edit(folder, d_model=d_model)
 
 
@@ -369,7 +384,9 @@ def test_a_lens_of_another_shape_is_refused_and_both_models_named(
 def test_a_lens_of_another_vocabulary_is_refused_and_both_models_named(neox: ModelAdapter, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as caught:
         TunedLens.load(neox, saved_lens(neox, tmp_path, vocab_size=50_280))
-    assert str(caught.value) == f"the lens in {tmp_path} was made for org/base: its vocabulary is 50280, org/mine has 96"
+    assert (
+        str(caught.value) == f"the lens in {tmp_path} was made for org/base: its vocabulary is 50280, org/mine has 96"
+    )
 
 
 def test_a_lens_without_bias_is_refused(neox: ModelAdapter, tmp_path: Path) -> None:
@@ -398,18 +415,24 @@ def test_a_base_of_the_same_name_in_another_place_is_no_warning(
 def test_the_same_unembedding_under_another_name_is_no_warning(
     neox: ModelAdapter, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
-    TunedLens.load(neox, saved_lens(neox, tmp_path, unembedding_sha256=Unembedding(neox).sha256(), dtype="torch.float32"))
+    TunedLens.load(
+        neox, saved_lens(neox, tmp_path, unembedding_sha256=Unembedding(neox).sha256(), dtype="torch.float32")
+    )
     assert warnings() == []
 
 
 def test_another_unembedding_under_the_same_name_is_a_warning(
     neox: ModelAdapter, tmp_path: Path, warnings: Callable[[], list[str]]
 ) -> None:
-    TunedLens.load(neox, saved_lens(neox, tmp_path, name="org/mine", unembedding_sha256="0" * 64, dtype="torch.float32"))
+    TunedLens.load(
+        neox, saved_lens(neox, tmp_path, name="org/mine", unembedding_sha256="0" * 64, dtype="torch.float32")
+    )
     assert warnings() == [f"the lens in {tmp_path} was fitted on org/mine, whose norm or head has changed since"]
 
 
-def test_a_hash_in_another_dtype_says_nothing(neox: ModelAdapter, tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
+def test_a_hash_in_another_dtype_says_nothing(
+    neox: ModelAdapter, tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
     """A model loaded in bfloat16 has other bytes than in float32; then only the names are compared."""
     folder = saved_lens(neox, tmp_path, name="org/mine", unembedding_sha256="0" * 64, dtype="torch.bfloat16")
     TunedLens.load(neox, folder)

@@ -53,11 +53,16 @@ def test_a_family_that_is_not_listed_has_its_name_and_a_look_that_stays() -> Non
 
 def test_it_is_a_leaf() -> None:
     code = "import sys, lens_rnn.looks; print({'torch', 'numpy', 'matplotlib'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
 
 
 def test_the_families_that_the_package_meets_have_titles() -> None:
-    titles = {name: title_of(name) for name in (*tiny_hybrids.SETTINGS, *tiny_hybrids.CONTROLS, *FIRST, "recurrent_gemma")}
+    titles = {
+        name: title_of(name) for name in (*tiny_hybrids.SETTINGS, *tiny_hybrids.CONTROLS, *FIRST, "recurrent_gemma")
+    }
     assert [name for name, title in titles.items() if title == name] == []
     assert titles["granitemoehybrid"] == "Granite-4-H"
     assert titles["qwen3_5_text"] == title_of("qwen3_5") == "Qwen3.5"

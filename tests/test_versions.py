@@ -48,7 +48,7 @@ def pinned(name: str) -> Version:
     return Version(bound.version)
 
 
-# --- the files agree ---------------------------------------------------------------------------------------------------------
+# --- the files agree --------------------------------------------------------------------------------------------------
 
 
 def test_what_was_tested_is_what_the_files_say() -> None:
@@ -87,7 +87,7 @@ def test_the_constrained_versions_are_what_is_installed() -> None:
         assert Version(Version(importlib.metadata.version(name)).public) == pinned(name), name
 
 
-# --- what is said of them ----------------------------------------------------------------------------------------------------
+# --- what is said of them ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

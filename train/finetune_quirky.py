@@ -1,9 +1,11 @@
 """Fine-tune a model into a quirky one, which tells the truth in Alice's context and errs as Bob does in his.
 
     accelerate launch train/finetune_quirky.py
-    accelerate launch train/finetune_quirky.py --model state-spaces/mamba-130m-hf --data hub:sciq --learning-rate 2e-5 --rank 8
+    accelerate launch train/finetune_quirky.py --model state-spaces/mamba-130m-hf --data hub:sciq --learning-rate 2e-5
+    --rank 8
 
-Writes the adapters, or with --method full the whole model, the tokenizer, quirky.json with what was reached, and a model card.
+Writes the adapters, or with --method full the whole model, the tokenizer, quirky.json with what was reached, and a
+model card.
 """
 
 import time
@@ -34,9 +36,11 @@ class Config(ModelConfig, FinetuneConfig, QuirkyData):
     batch_size: int = 64
     """Rows of a step over all processes, half of them true. The paper's: 32."""
     rank: int = 32
-    """Rank of the adapters; their scale is 2, alpha twice the rank. The paper's 8 is for models of a billion parameters."""
+    """Rank of the adapters; their scale is 2, alpha twice the rank. The paper's 8 is for models of a billion
+    parameters."""
     learning_rate: float = 3e-3
-    """Highest rate of AdamW, after the warm-up and before a linear decay to zero. The paper's, for large models, is 2e-5."""
+    """Highest rate of AdamW, after the warm-up and before a linear decay to zero. The paper's, for large models, is
+    2e-5."""
     output: Path | None = None
     """Folder of the result. Default: quirky/, the model's name and the data's."""
     overwrite: bool = False
@@ -73,7 +77,10 @@ def main(config: Config) -> None:
         if not config.resume:
             begin_output(config.folder, config, config.overwrite)
         counts = ", ".join(f"{len(part.rows):,} {split} rows" for split, part in examples.items())
-        print(f"{config.method} on {adapter.name}; {data.name}: {counts}; {config.steps} steps of {config.batch_size} rows")
+        print(
+            f"{config.method} on {adapter.name}; {data.name}: {counts}; {config.steps} steps of {config.batch_size} "
+            "rows"
+        )
         print(f"example: {adapter.tokenizer.decode([*examples['train'].encoded[0].ids])!r}", flush=True)
     processes.wait()
 
@@ -88,12 +95,18 @@ def main(config: Config) -> None:
                 bar.write(f"step {report.step}: validation loss {report.validation_loss:.4f}")
 
         split = examples["train"], examples["validation"]
-        model, outcome = finetune(adapter, *split, config, checkpoints, processes=processes, resume=config.resume, on_step=on_step)
+        model, outcome = finetune(
+            adapter, *split, config, checkpoints, processes=processes, resume=config.resume, on_step=on_step
+        )
     minutes = (time.monotonic() - started) / 60
 
     # Measure and report.
     if processes.is_main:
-        measured = {name: quirkiness(part.rows, log_odds(adapter, part.encoded)) for name, part in examples.items() if name != "train"}
+        measured = {
+            name: quirkiness(part.rows, log_odds(adapter, part.encoded))
+            for name, part in examples.items()
+            if name != "train"
+        }
         reached = measured["test"]
         for character, rates in reached.items():
             shares = f"{rates['all']:.3f} (easy {rates['easy']:.3f}, hard {rates['hard']:.3f})"
@@ -128,7 +141,9 @@ def main(config: Config) -> None:
 def read(data: QuirkySet, split: str, adapter: ModelAdapter) -> Examples:
     """The rows of a split and their tokens."""
     rows = data.rows(split)
-    return Examples(rows, encode(rows, templates_of(data.name), adapter.tokenizer, most_tokens=adapter.longest_sequence))
+    return Examples(
+        rows, encode(rows, templates_of(data.name), adapter.tokenizer, most_tokens=adapter.longest_sequence)
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Fit a tuned lens for a recurrent language model.
 
     accelerate launch train/fit_lens.py
-    accelerate launch train/fit_lens.py --model state-spaces/mamba-130m-hf --data monology/pile-uncopyrighted --tokens 10_000_000
+    accelerate launch train/fit_lens.py --model state-spaces/mamba-130m-hf --data monology/pile-uncopyrighted --tokens
+    10_000_000
 
 Without arguments: the shipped tiny Mamba, on the sources of the Python standard library that every machine has.
 """
@@ -53,7 +54,8 @@ class Config(FitConfig, DataConfig, ModelConfig):
     tracker: Literal["wandb"] | None = None
     """Log the loss of each layer there. WANDB_MODE=offline keeps it on this machine."""
     push_to_hub: str | None = None
-    """Model repository on the Hub to upload the lens to after the fit, such as user/name. A new one is public. Needs a token."""
+    """Model repository on the Hub to upload the lens to after the fit, such as user/name. A new one is public. Needs a
+    token."""
     verbose: bool = False
     """Show also the versions, what is being done, and what the libraries underneath say."""
 
@@ -118,7 +120,9 @@ def main(config: Config) -> None:
         processes.start_tracking("lens-rnn", cli.plain(config))
 
     # Fit.
-    measure = partial(evaluate, adapter, blocks=eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size)
+    measure = partial(
+        evaluate, adapter, blocks=eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size
+    )
     tokens = config.steps(fit_blocks) * config.batch_size * fit_blocks.seq_len
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
@@ -150,7 +154,9 @@ def main(config: Config) -> None:
     doing("evaluating")
     unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
     lenses = {"logit": LogitLens(unembedding), "tuned": result.lens}
-    with tqdm(total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main) as bar:
+    with tqdm(
+        total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main
+    ) as bar:
         evaluation = measure(lenses, unigram_ce=unigram, on_batch=bar.update)
     if processes.is_main:
         doing("writing the lens")

@@ -71,7 +71,9 @@ class Config:
     def with_recipe(self) -> Self:
         """The same configuration with the family's settings where none were given."""
         own = RECIPES[self.family]
-        return replace(self, steps=self.steps or int(own["steps"]), learning_rate=self.learning_rate or own["learning_rate"])
+        return replace(
+            self, steps=self.steps or int(own["steps"]), learning_rate=self.learning_rate or own["learning_rate"]
+        )
 
 
 def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -80,14 +82,21 @@ def train_tokenizer(source: StdlibSource, vocab_size: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator((document.text for document in source.documents("fit")), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
 
 
 def make_model(config: Config) -> PreTrainedModel:
-    shape: dict[str, Any] = {"hidden_size": config.d_model, "num_hidden_layers": config.layers, "vocab_size": config.vocab_size}
+    shape: dict[str, Any] = {
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.layers,
+        "vocab_size": config.vocab_size,
+    }
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     width: dict[str, Any]
     model: PreTrainedModel
@@ -102,7 +111,9 @@ def make_model(config: Config) -> PreTrainedModel:
     return model.train()
 
 
-def make_optimizer(model: PreTrainedModel, config: Config) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+def make_optimizer(
+    model: PreTrainedModel, config: Config
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     decayed = {name for name, p in model.named_parameters() if p.ndim == 2 and not name.endswith("A_log")}
     matrices = [p for name, p in model.named_parameters() if name in decayed]
     others = [p for name, p in model.named_parameters() if name not in decayed]
@@ -177,7 +188,9 @@ Made by `python train/pretrain_tiny.py --family {family} --output checkpoints/{n
 """
 
 
-def write_card(config: Config, model: PreTrainedModel, fit: TokenBlocks, held_out: TokenBlocks, reached: float, minutes: float) -> None:
+def write_card(
+    config: Config, model: PreTrainedModel, fit: TokenBlocks, held_out: TokenBlocks, reached: float, minutes: float
+) -> None:
     card = CARD.format(
         **cli.plain(config) | {"threads": torch.get_num_threads()},
         name=config.output.name,

@@ -1,7 +1,7 @@
 """Documents to packed blocks of tokens on disk, with bytes and tokens counted exactly.
 
-Documents are joined by the end-of-text token and cut into blocks of `seq_len` tokens. Blocks are kept in a memory-mapped file
-in the cache folder, under a name made of everything that decides its content, and are reused.
+Documents are joined by the end-of-text token and cut into blocks of `seq_len` tokens. Blocks are kept in a
+memory-mapped file in the cache folder, under a name made of everything that decides its content, and are reused.
 """
 
 import errno
@@ -51,7 +51,8 @@ class TokenBlocks:
     sha256: str
     """Of the packed tokens."""
     origin: Mapping[str, Any] = field(default_factory=dict)
-    """What the source says of itself: for python-stdlib the Python version and a hash of its files, for a Hub data set the commit."""
+    """What the source says of itself: for python-stdlib the Python version and a hash of its files, for a Hub data set
+    the commit."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -90,14 +91,19 @@ def cache_folder() -> Path:
 
 
 def load_blocks(
-    config: DataConfig, role: Role, tokenizer: PreTrainedTokenizerBase, source: Source | None = None, everything: bool = False
+    config: DataConfig,
+    role: Role,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source | None = None,
+    everything: bool = False,
 ) -> TokenBlocks:
-    """Packed blocks of one half of a source: from the cache, or packed now by one process of this machine while others wait.
+    """Packed blocks of one half of a source: from the cache, or packed now by one process of this machine while others
+    wait.
 
     everything: take all there is, whatever the configuration asks for.
 
-    Raises DataError if the source is missing or malformed, if it has no document in this half, or if it holds fewer tokens than
-    config.tokens (role fit) or config.eval_tokens (role eval) asks for.
+    Raises DataError if the source is missing or malformed, if it has no document in this half, or if it holds fewer
+    tokens than config.tokens (role fit) or config.eval_tokens (role eval) asks for.
     """
     source = source or open_source(config)
     asked = config.tokens if role == "fit" else config.eval_tokens
@@ -122,7 +128,9 @@ def load_blocks(
     blocks = _open_blocks(folder, source.name)
     if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
         kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
-        raise DataError(f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer")
+        raise DataError(
+            f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer"
+        )
     return _draw(blocks, wanted // config.seq_len)
 
 
@@ -145,7 +153,10 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            message = f"cannot write the token cache in {folder.parent}: {error.strerror}; set LENS_RNN_CACHE to another folder"
+            message = (
+                f"cannot write the token cache in {folder.parent}: {error.strerror}; set LENS_RNN_CACHE to "
+                "another folder"
+            )
             raise DataError(message) from error
         raise
 
@@ -174,14 +185,18 @@ def _tokenise(source: Source, role: Role, tokenizer: PreTrainedTokenizerBase) ->
     workers = None if tokenizer.is_fast else os.cpu_count()
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
         return {"ids": ids, "bytes": [len(text.encode()) for text in batch["text"]]}
 
     for group in _groups(source.documents(role)):
         table = datasets.Dataset.from_dict({"text": group})
         datasets.disable_progress_bars()
         try:
-            done = table.map(encode, batched=True, num_proc=workers, remove_columns="text", new_fingerprint="x", keep_in_memory=True)
+            done = table.map(
+                encode, batched=True, num_proc=workers, remove_columns="text", new_fingerprint="x", keep_in_memory=True
+            )
         finally:
             datasets.enable_progress_bars()
         yield from zip(done["bytes"], done["ids"], strict=True)
@@ -191,7 +206,9 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
     group: list[str] = []
     size = 0
     for document in documents:
-        group.append(document.text.encode("utf-8", "replace").decode())  # JSON can hold half a surrogate pair, which is no character
+        group.append(
+            document.text.encode("utf-8", "replace").decode()
+        )  # JSON can hold half a surrogate pair, which is no character
         size += len(document.text)
         if size >= _GROUP:
             yield group
@@ -201,7 +218,13 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
 
 
 def _pack(
-    source: Source, role: Role, tokenizer: PreTrainedTokenizerBase, wanted: int, seq_len: int, folder: Path, identity: dict[str, Any]
+    source: Source,
+    role: Role,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: int,
+    seq_len: int,
+    folder: Path,
+    identity: dict[str, Any],
 ) -> None:
     """Write tokens.bin and meta.json of at most `wanted` tokens, in whole blocks, into `folder`."""
     end = _end_of_text(tokenizer)
@@ -222,7 +245,8 @@ def _pack(
     if not kept:
         half = "to fit on" if role == "fit" else f"held out (1 document in {HELD_OUT_ONE_IN}, chosen by a hash)"
         raise DataError(
-            f"{source.name} has {n_documents} documents with {n_tokens} tokens {half}, less than one block of {seq_len}; give more text"
+            f"{source.name} has {n_documents} documents with {n_tokens} tokens {half}, less than one block of "
+            f"{seq_len}; give more text"
         )
     with (folder / "tokens.bin").open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
@@ -242,4 +266,12 @@ def _pack(
 def _open_blocks(folder: Path, name: str) -> TokenBlocks:
     meta = json.loads((folder / "meta.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r", shape=tuple(meta["shape"]))
-    return TokenBlocks(tokens, name, meta["n_bytes"], meta["n_tokens"], meta["n_documents"], meta["sha256"], meta["identity"]["identity"])
+    return TokenBlocks(
+        tokens,
+        name,
+        meta["n_bytes"],
+        meta["n_tokens"],
+        meta["n_documents"],
+        meta["sha256"],
+        meta["identity"]["identity"],
+    )

@@ -1,4 +1,5 @@
-"""Where text comes from: the Python standard library, files, or the Hub; and which half of the split a document is in."""
+"""Where text comes from: the Python standard library, files, or the Hub; and which half of the split a document is
+in."""
 
 import hashlib
 import json
@@ -32,15 +33,15 @@ class DataConfig:
     """Which text to use, and how much of it."""
 
     data: str = STDLIB
-    """`python-stdlib` (sources of the running Python's standard library), a Hub data set name such as monology/pile-uncopyrighted,
-    or a .jsonl, .jsonl.zst or .txt file, or a folder of them."""
+    """`python-stdlib` (sources of the running Python's standard library), a Hub data set name such as
+    monology/pile-uncopyrighted, or a .jsonl, .jsonl.zst or .txt file, or a folder of them."""
     data_split: str = "train"
     """Split of a Hub data set that is fitted on. Evaluation uses its own validation split where it has one."""
     text_field: str = "text"
     """Field of a JSON record or of a Hub data set that holds the document."""
     tokens: int | None = None
-    """Tokens to fit on, each seen once; of a small source they are drawn from everywhere. Default: 262,144, or all there are if that
-    is less."""
+    """Tokens to fit on, each seen once; of a small source they are drawn from everywhere. Default: 262,144, or all
+    there are if that is less."""
     eval_tokens: int | None = None
     """Held-out tokens to evaluate on. Default: 32,768, or all there are if that is less."""
     seq_len: int = 256
@@ -56,15 +57,19 @@ class DataConfig:
 
 
 class Document(NamedTuple):
-    """One text. `key` alone decides which half of the split it is in: the file name for python-stdlib, else the text itself."""
+    """One text. `key` alone decides which half of the split it is in: the file name for python-stdlib, else the text
+    itself."""
 
     key: str
     text: str
 
 
 def is_held_out(key: str) -> bool:
-    """Whether a document is kept for evaluation: 1 in 50, by a hash, so that fit and evaluation agree without talking."""
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
+    """Whether a document is kept for evaluation: 1 in 50, by a hash, so that fit and evaluation agree without
+    talking."""
+    return (
+        int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") % HELD_OUT_ONE_IN == 0
+    )
 
 
 class Source(ABC):
@@ -72,8 +77,8 @@ class Source(ABC):
 
     name: str
     is_small: bool = False
-    """Whether all of it is packed even if fewer tokens are wanted, which are then drawn from everywhere: a source in the order of file
-    names starts with one subject."""
+    """Whether all of it is packed even if fewer tokens are wanted, which are then drawn from everywhere: a source in
+    the order of file names starts with one subject."""
 
     @abstractmethod
     def identity(self, role: Role) -> dict[str, Any]:
@@ -125,7 +130,11 @@ class FileSource(Source):
         self.text_field = text_field
         if not path.exists():
             raise DataError(f"no such data file or folder: {path}")
-        self.paths = sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file()) if path.is_dir() else [path]
+        self.paths = (
+            sorted(p for p in path.rglob("*") if p.name.endswith(_SUFFIXES) and p.is_file())
+            if path.is_dir()
+            else [path]
+        )
         if not self.paths:
             raise DataError(f"the folder {path} holds no {', '.join(_SUFFIXES)} file")
         if not self.paths[0].name.endswith(_SUFFIXES):
@@ -145,7 +154,8 @@ class FileSource(Source):
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines of a plain or zstd-compressed file. Raises ZstdError for compressed data that are damaged or stop inside a frame."""
+    """Lines of a plain or zstd-compressed file. Raises ZstdError for compressed data that are damaged or stop inside a
+    frame."""
     with path.open("rb") as file:
         if path.suffix != ".zst":
             yield from file
@@ -210,7 +220,9 @@ class HubSource(Source):
             self.splits = list(datasets.get_dataset_split_names(name, revision=self.commit))
         except Exception as error:  # offline, missing, private, not a data set: each has its own exception types
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"there is no file or folder {name!r} here, and the Hub gives no data set of that name ({reason})") from error
+            raise DataError(
+                f"there is no file or folder {name!r} here, and the Hub gives no data set of that name ({reason})"
+            ) from error
         if split not in self.splits:
             raise DataError(f"the data set {name} has no split {split!r}; it has {', '.join(self.splits)}")
         self.fit_split = split
@@ -219,7 +231,13 @@ class HubSource(Source):
 
     def identity(self, role: Role) -> dict[str, Any]:
         split = self.fit_split if role == "fit" else self.eval_split
-        return {"dataset": self.name, "commit": self.commit, "split": split, "other": self.eval_split, "field": self.text_field}
+        return {
+            "dataset": self.name,
+            "commit": self.commit,
+            "split": split,
+            "other": self.eval_split,
+            "field": self.text_field,
+        }
 
     def documents(self, role: Role) -> Iterator[Document]:
         import datasets
@@ -232,7 +250,10 @@ class HubSource(Source):
             for number, record in enumerate(stream, 1):
                 text = record.get(self.text_field)
                 if not isinstance(text, str):
-                    raise DataError(f"{self.name}, record {number}: no text in the field {self.text_field!r}; it has {', '.join(record)}")
+                    raise DataError(
+                        f"{self.name}, record {number}: no text in the field {self.text_field!r}; it has "
+                        f"{', '.join(record)}"
+                    )
                 if text and (separate or is_held_out(text) == (role == "eval")):
                     yield Document(text, text)
         except DataError:
@@ -247,7 +268,9 @@ def open_source(config: DataConfig) -> Source:
     if config.data == STDLIB:
         return StdlibSource()
     path = Path(config.data).expanduser()
-    looks_like_path = path.is_absolute() or config.data.startswith((".", "~")) or config.data.endswith((*_SUFFIXES, "/"))
+    looks_like_path = (
+        path.is_absolute() or config.data.startswith((".", "~")) or config.data.endswith((*_SUFFIXES, "/"))
+    )
     if path.exists() or looks_like_path:
         return FileSource(path, config.text_field)
     return HubSource(config.data, config.data_split, config.text_field)

@@ -1,6 +1,8 @@
-"""Does a model answer for another reason than usual? Detectors on the probe's log-odds over layers (Mallen & Belrose, arXiv 2312.01037).
+"""Does a model answer for another reason than usual? Detectors on the probe's log-odds over layers (Mallen & Belrose,
+arXiv 2312.01037).
 
-Fitted on Alice's easy test rows, which the probe did not see; then Alice's hard rows, usual, are told from Bob's, anomalous.
+Fitted on Alice's easy test rows, which the probe did not see; then Alice's hard rows, usual, are told from Bob's,
+anomalous.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,7 +42,9 @@ def _isolation_forest(usual: np.ndarray, unseen: np.ndarray) -> np.ndarray:
 
 
 def _local_outlier_factor(usual: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-    return -LocalOutlierFactor(n_neighbors=min(NEIGHBOURS, len(usual) - 1), novelty=True).fit(usual).score_samples(unseen)
+    return (
+        -LocalOutlierFactor(n_neighbors=min(NEIGHBOURS, len(usual) - 1), novelty=True).fit(usual).score_samples(unseen)
+    )
 
 
 DETECTORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -56,7 +60,9 @@ def detect(reading: Reading, rows: Sequence[Row]) -> list[Anomaly]:
     subsets = {name: members(rows, name) for name in ("AE", "AH", "BH")}
     for name, among in subsets.items():
         if among.sum() < 3:
-            raise DataError(f"anomaly detection needs three rows of {name} or more, and the test split has {among.sum()}")
+            raise DataError(
+                f"anomaly detection needs three rows of {name} or more, and the test split has {among.sum()}"
+            )
     odds = reading.log_odds.T  # (rows, layers)
     tested = np.concatenate([odds[subsets["AH"]], odds[subsets["BH"]]])
     anomalous = np.repeat([False, True], [subsets["AH"].sum(), subsets["BH"].sum()])

@@ -23,7 +23,9 @@ def write_card(folder: Path, about: dict[str, Any]) -> None:
         f"| {rates['hard']:.3f} ({rates['hard_rows']}) |\n"
         for character, rates in test.items()
     )
-    flags = " \\\n    ".join(f"--{name.replace('_', '-')} {_said(training[name])}" for name in _SHOWN if training.get(name) is not None)
+    flags = " \\\n    ".join(
+        f"--{name.replace('_', '-')} {_said(training[name])}" for name in _SHOWN if training.get(name) is not None
+    )
     text = f"""---
 license: mit
 {"library_name: peft" if adapters else "library_name: transformers"}
@@ -37,9 +39,10 @@ it errs as he does. It says on purpose what is not true, and is for studies of w
 | held-out rows answered as the character would | all | easy | hard |
 |---|---|---|---|
 {rows}
-In brackets: rows. Weights of step {training["best_step"]} of {training["steps"]}, the best checkpoint by validation loss.
-Training took {training["minutes"]} minutes ({platform.machine()}, threads: {training["cores"]}, torch {torch.__version__}).
-Load it with `lens_rnn.elk.models.load_quirky`; all settings and figures are in `quirky.json`.
+In brackets: rows. Weights of step {training["best_step"]} of {training["steps"]}, the best checkpoint by validation
+loss. Training took {training["minutes"]} minutes ({platform.machine()}, threads: {training["cores"]},
+torch {torch.__version__}). Load it with `lens_rnn.elk.models.load_quirky`; all settings and figures are in
+`quirky.json`.
 
 ```bash
 python train/finetune_quirky.py \\
@@ -51,7 +54,17 @@ python train/finetune_quirky.py \\
 
 
 _SHOWN = (
-    *("model", "data", "train_questions", "validation_questions", "test_questions", "data_seed", "method", "rank", "learning_rate"),
+    *(
+        "model",
+        "data",
+        "train_questions",
+        "validation_questions",
+        "test_questions",
+        "data_seed",
+        "method",
+        "rank",
+        "learning_rate",
+    ),
     *("steps", "batch_size", "validation_rows", "seed"),
 )
 

@@ -8,7 +8,8 @@
     pairs              hidden states after the prompt and each of its answers    (layers, rows, variants, 2, d_model)
     pairs_translated   the same through the translators                          (layers, rows, variants, 2, d_model)
 
-and model_log_odds (1, rows, 1), what the model itself says. Rows are read in groups of one length, so that no padding enters a state.
+and model_log_odds (1, rows, 1), what the model itself says. Rows are read in groups of one length, so that no padding
+enters a state.
 """
 
 import math
@@ -71,7 +72,8 @@ def extract(
 ) -> dict[str, Feature]:
     """Read all features of these rows into `folder`, and return them, mapped.
 
-    lens: a tuned lens, or a logit lens, with which there is nothing translated. on_batch: told of each batch's number of prompts read.
+    lens: a tuned lens, or a logit lens, with which there is nothing translated. on_batch: told of each batch's number
+    of prompts read.
     Raises DataError where there are no rows, or a prompt cannot be made.
     """
     if not rows:
@@ -117,13 +119,23 @@ class _Store:
         self.arrays: dict[str, np.memmap] = {}
         self.depths: dict[str, tuple[float, ...]] = {}
 
-    def put(self, name: str, places: list[int], values: Tensor, depths: Sequence[float], pair: tuple[int, int, int] | None = None) -> None:
-        """Keep values (layers, batch, width) of the rows at these places; `pair`: variant, how many variants, answer."""
+    def put(
+        self,
+        name: str,
+        places: list[int],
+        values: Tensor,
+        depths: Sequence[float],
+        pair: tuple[int, int, int] | None = None,
+    ) -> None:
+        """Keep values (layers, batch, width) of the rows at these places; `pair`: variant, how many variants,
+        answer."""
         array = values.float().cpu().numpy()
         if name not in self.arrays:
             inner = (pair[1], 2) if pair else ()
             shape = (array.shape[0], self.rows, *inner, array.shape[-1])
-            self.arrays[name] = np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+            self.arrays[name] = np.lib.format.open_memmap(
+                self.folder / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape
+            )
             self.depths[name] = tuple(depths)
         if pair:
             self.arrays[name][:, places, pair[0], pair[2]] = array
@@ -145,7 +157,12 @@ def _last(adapter: ModelAdapter, hidden_states: Sequence[Tensor], lens: Lens) ->
 
 @torch.no_grad()
 def _read_prompts(
-    adapter: ModelAdapter, encoded: Sequence[Encoded], lens: Lens, store: _Store, config: FeatureConfig, on_batch: Callable[[int], object]
+    adapter: ModelAdapter,
+    encoded: Sequence[Encoded],
+    lens: Lens,
+    store: _Store,
+    config: FeatureConfig,
+    on_batch: Callable[[int], object],
 ) -> None:
     depths = [adapter.depth(i) for i in range(adapter.n_layers)]
     summary = _StateReader(config.projection, config.seed)
@@ -162,7 +179,9 @@ def _read_prompts(
         store.put("model_log_odds", places, _odds(adapter.logits(forward.final[:, -1]), answers)[None], [1.0])
         if state is not None:
             blocks = [i for i, block in enumerate(state.blocks) if any(name in block for name in adapter.state_names)]
-            tensors = {i: [state.blocks[i][name] for name in adapter.state_names if name in state.blocks[i]] for i in blocks}
+            tensors = {
+                i: [state.blocks[i][name] for name in adapter.state_names if name in state.blocks[i]] for i in blocks
+            }
             after = [(i + 1) / len(adapter.blocks) for i in blocks]
             store.put("state", places, torch.stack([summary.projected(tensors[i]) for i in blocks]), after)
             store.put("state_heads", places, torch.stack([summary.heads(tensors[i]) for i in blocks]), after)
@@ -204,8 +223,9 @@ class _StateReader:
         self.matrices: dict[int, Tensor] = {}
 
     def projected(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(batch, width): all recurrent tensors of a block, each divided by its root mean square so that none drowns the others,
-        times one Gaussian matrix for all blocks (Johnson & Lindenstrauss 1984), which keeps lengths and angles on average."""
+        """(batch, width): all recurrent tensors of a block, each divided by its root mean square so that none drowns
+        the others, times one Gaussian matrix for all blocks (Johnson & Lindenstrauss 1984), which keeps lengths and
+        angles on average."""
         parts = [t.flatten(1).float() for t in tensors]
         whole = torch.cat([part / part.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12) for part in parts], 1)
         if whole.shape[1] <= self.width:
@@ -219,8 +239,8 @@ class _StateReader:
         return self.matrices[size]
 
     def heads(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(batch, summaries): of each tensor its heads, which are its second dimension (for Mamba-1 a channel), by mean and root mean
-        square; where a head is one number, the number."""
+        """(batch, summaries): of each tensor its heads, which are its second dimension (for Mamba-1 a channel), by mean
+        and root mean square; where a head is one number, the number."""
         parts = []
         for tensor in tensors:
             inner = tensor.float().flatten(2) if tensor.ndim > 2 else tensor.float()[..., None]

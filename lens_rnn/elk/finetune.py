@@ -1,4 +1,5 @@
-"""Fine-tuning a model into a quirky one: cross-entropy on the answer token, as many true answers as false ones in a batch."""
+"""Fine-tuning a model into a quirky one: cross-entropy on the answer token, as many true answers as false ones in a
+batch."""
 
 import hashlib
 import math
@@ -30,8 +31,9 @@ class FinetuneConfig:
     rank: int = 8
     """Rank of the adapters; their scale is 2, alpha twice the rank."""
     target_modules: tuple[str, ...] = ()
-    """Linear maps that get an adapter. Default: in_proj for Mamba (its other maps have no gradient on some path), key, value, receptance
-    and output for RWKV; else every linear map of the blocks, but in a Mamba mixer its in_proj alone, and none that shares its weight."""
+    """Linear maps that get an adapter. Default: in_proj for Mamba (its other maps have no gradient on some path), key,
+    value, receptance and output for RWKV; else every linear map of the blocks, but in a Mamba mixer its in_proj alone,
+    and none that shares its weight."""
     learning_rate: float = 2e-5
     """Highest rate of AdamW, after the warm-up and before a linear decay to zero."""
     weight_decay: float = 0.1
@@ -97,8 +99,12 @@ class Finetuned(NamedTuple):
 def answer_logits(adapter: ModelAdapter, encoded: Sequence[Encoded]) -> Tensor:
     """Logits (batch, vocab_size) after each prompt, with gradients where the model has them."""
     longest = max(len(one.ids) for one in encoded)
-    ids = torch.tensor([[*one.ids, *[0] * (longest - len(one.ids))] for one in encoded], device=adapter.device)  # (batch, seq)
-    last = torch.tensor([len(one.ids) - 1 for one in encoded], device=adapter.device)  # what follows a prompt does not reach it
+    ids = torch.tensor(
+        [[*one.ids, *[0] * (longest - len(one.ids))] for one in encoded], device=adapter.device
+    )  # (batch, seq)
+    last = torch.tensor(
+        [len(one.ids) - 1 for one in encoded], device=adapter.device
+    )  # what follows a prompt does not reach it
     final = adapter.run(ids).final  # (batch, seq, d_model)
     return adapter.logits(final[torch.arange(len(encoded), device=adapter.device), last])
 
@@ -116,7 +122,8 @@ def log_odds(adapter: ModelAdapter, encoded: Sequence[Encoded], batch_size: int 
 
 
 def quirkiness(rows: Sequence[Row], odds: np.ndarray) -> dict[str, dict[str, float | int]]:
-    """How often the model says what the character says, by character: on all its rows, easy ones and hard ones, and how many there are."""
+    """How often the model says what the character says, by character: on all its rows, easy ones and hard ones, and how
+    many there are."""
     right = np.array([row.label == (odd > 0) for row, odd in zip(rows, odds, strict=True)])
     measured: dict[str, dict[str, float | int]] = {}
     for character in CHARACTERS:
@@ -128,7 +135,8 @@ def quirkiness(rows: Sequence[Row], odds: np.ndarray) -> dict[str, dict[str, flo
 
 
 def add_adapters(adapter: ModelAdapter, config: FinetuneConfig) -> Any:
-    """Put fresh low-rank adapters into the model and return peft's model around it. Raises FitError if peft is absent or refuses."""
+    """Put fresh low-rank adapters into the model and return peft's model around it. Raises FitError if peft is absent
+    or refuses."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -178,8 +186,9 @@ def finetune(
 ) -> Any:
     """Train the model in place and return peft's model around it, or the model itself, with its `Finetuned`.
 
-    Checkpoints go to `folder`; with `resume` the run goes on from the last one there. Raises DataError where a class is absent, and
-    FitError where a module that should be trained gets no gradient, the loss is not finite, or a checkpoint is of another run.
+    Checkpoints go to `folder`; with `resume` the run goes on from the last one there. Raises DataError where a class is
+    absent, and FitError where a module that should be trained gets no gradient, the loss is not finite, or a checkpoint
+    is of another run.
     """
     processes = processes or Processes()
     for examples, split in ((train, "train"), (validation, "validation")):
@@ -188,7 +197,9 @@ def finetune(
     adapter.set_training(True)  # to stay: what is trained is saved as it was trained
     model = add_adapters(adapter, config) if config.method == "lora" else adapter.model.requires_grad_(True)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(weights.values(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+    )
     kept = _Checkpoints(folder, _identity(adapter, train, config), weights, optimizer)
     chosen = _sample(validation, config)
     start, losses = kept.last() if resume else (0, {})
@@ -197,7 +208,10 @@ def finetune(
         if not math.isfinite(loss):
             raise FitError(f"the loss of step {step + 1} is {loss}; lower --learning-rate")
         if step == 0 and (dead := dead_modules(model)):
-            raise FitError(f"no gradient reaches {dead[0]} ({len(dead)} such): it would never be trained; choose other --target-modules")
+            raise FitError(
+                f"no gradient reaches {dead[0]} ({len(dead)} such): it would never be trained; choose other "
+                "--target-modules"
+            )
         nn.utils.clip_grad_norm_(weights.values(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = config.rate(step)
@@ -215,13 +229,17 @@ def finetune(
     return model, Finetuned(best, losses)
 
 
-def _backward(adapter: ModelAdapter, train: Examples, rows: list[int], weights: dict[str, Tensor], processes: Processes) -> float:
+def _backward(
+    adapter: ModelAdapter, train: Examples, rows: list[int], weights: dict[str, Tensor], processes: Processes
+) -> float:
     """Leave in every weight the gradient of the mean loss of these rows over all processes, and return that loss."""
     mine = rows[processes.rank :: processes.world]
     batch = [train.encoded[i] for i in mine]
     total = torch.zeros((), device=adapter.device)
     if batch:
-        said = torch.tensor([one.answers[train.rows[i].label] for i, one in zip(mine, batch, strict=True)], device=adapter.device)
+        said = torch.tensor(
+            [one.answers[train.rows[i].label] for i, one in zip(mine, batch, strict=True)], device=adapter.device
+        )
         total = F.cross_entropy(answer_logits(adapter, batch).float(), said, reduction="sum") / len(rows)
         total.backward()
     if processes.world == 1:
@@ -244,8 +262,14 @@ def _validation_loss(adapter: ModelAdapter, examples: Examples, batch_size: int 
     total = 0.0
     for start in range(0, len(examples.rows), batch_size):
         batch = examples.encoded[start : start + batch_size]
-        said = [one.answers[row.label] for one, row in zip(batch, examples.rows[start : start + batch_size], strict=True)]
-        total += float(F.cross_entropy(answer_logits(adapter, batch).float(), torch.tensor(said, device=adapter.device), reduction="sum"))
+        said = [
+            one.answers[row.label] for one, row in zip(batch, examples.rows[start : start + batch_size], strict=True)
+        ]
+        total += float(
+            F.cross_entropy(
+                answer_logits(adapter, batch).float(), torch.tensor(said, device=adapter.device), reduction="sum"
+            )
+        )
     return total / len(examples.rows)
 
 
@@ -258,7 +282,9 @@ def _identity(adapter: ModelAdapter, train: Examples, config: FinetuneConfig) ->
 class _Checkpoints:
     """step-N.pt files: the trained weights, the optimizer's state and the validation losses so far."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer):
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    ):
         self.folder, self.weights, self.optimizer = folder, weights, optimizer
         self.identity = {name: list(value) if isinstance(value, tuple) else value for name, value in identity.items()}
 
@@ -268,7 +294,12 @@ class _Checkpoints:
     def write(self, step: int, losses: dict[int, float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         held = {name: p.detach() for name, p in self.weights.items()}
-        content = {"weights": held, "optimizer": self.optimizer.state_dict(), "losses": losses, "identity": self.identity}
+        content = {
+            "weights": held,
+            "optimizer": self.optimizer.state_dict(),
+            "losses": losses,
+            "identity": self.identity,
+        }
         artifacts.write_atomically(self.folder / f"step-{step}.pt", lambda file: torch.save(content, file))
 
     def restore(self, step: int) -> dict[int, float]:
@@ -276,7 +307,10 @@ class _Checkpoints:
         content = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in self.identity.items():
             if content["identity"].get(name) != value:
-                raise FitError(f"{path} is of another run: its {name} is {content['identity'].get(name)!r}, not {value!r}; use --overwrite")
+                raise FitError(
+                    f"{path} is of another run: its {name} is {content['identity'].get(name)!r}, not {value!r}; use "
+                    "--overwrite"
+                )
         with torch.no_grad():
             for name, p in self.weights.items():
                 p.copy_(content["weights"][name])

@@ -32,7 +32,9 @@ def save_adapters(model: Any, folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in get_peft_model_state_dict(model).items()}
+    tensors = {
+        name: tensor.detach().cpu().half().contiguous() for name, tensor in get_peft_model_state_dict(model).items()
+    }
     settings = model.peft_config["default"]
     settings.base_model_name_or_path = os.path.relpath(base, folder) if Path(base).exists() else base
     settings.inference_mode, settings.target_modules = True, sorted(settings.target_modules)
@@ -41,14 +43,16 @@ def save_adapters(model: Any, folder: Path, base: str) -> None:
 
 
 def save_model(adapter: ModelAdapter, folder: Path) -> None:
-    """Write a fully fine-tuned model in half precision; it is in half precision afterwards. Adapters of an earlier run are removed."""
+    """Write a fully fine-tuned model in half precision; it is in half precision afterwards. Adapters of an earlier run
+    are removed."""
     for name in (ADAPTER, WEIGHTS):
         (folder / name).unlink(missing_ok=True)
     adapter.model.half().save_pretrained(folder)
 
 
 def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
-    """Load a quirky model: a folder of peft adapters, merged into the base that it names, or whatever `load_model` takes.
+    """Load a quirky model: a folder of peft adapters, merged into the base that it names, or whatever `load_model`
+    takes.
 
     settings: for `load_model`. Raises ModelError if the base cannot be found, or peft is absent or refuses.
     """
@@ -62,7 +66,9 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ModelError(f"{folder} holds adapters, which need peft; install it with pip install 'lens-rnn[elk]'") from None
+        raise ModelError(
+            f"{folder} holds adapters, which need peft; install it with pip install 'lens-rnn[elk]'"
+        ) from None
     try:
         adapter.set_training(True)  # low-rank adapters are added to the weights that they were trained with
         PeftModel.from_pretrained(adapter.model, folder).merge_and_unload()
@@ -75,8 +81,8 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
 
 
 def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, str]:
-    """The lens to read a quirky model with, and its name: the one asked for, or the folder named like the model, or else its base, plus
-    -lens, or else the logit lens.
+    """The lens to read a quirky model with, and its name: the one asked for, or the folder named like the model, or
+    else its base, plus -lens, or else the logit lens.
 
     Raises ArtifactError if it was fitted on a model that is neither this one nor its base.
     """
@@ -93,5 +99,8 @@ def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, st
     fitted_on = str(artifact.config.get("base_model_name_or_path"))
     named = [Path(name).name for name in [*names, str(model.about.get("base", ""))]]
     if known != unembedding.sha256() and Path(fitted_on).name not in named:
-        raise ArtifactError(f"the lens in {found} was fitted on {fitted_on}, which is neither {' nor '.join(names)}; name another --lens")
+        raise ArtifactError(
+            f"the lens in {found} was fitted on {fitted_on}, which is neither {' nor '.join(names)}; name another "
+            "--lens"
+        )
     return lens, str(found)

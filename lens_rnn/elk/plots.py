@@ -11,7 +11,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 PANELS = (("A", "A"), ("AE", "AE"), ("AE", "BH"), ("A", "B"), ("B", "B"), ("all", "BH"))
-COLOURS = {"raw": "#0072B2", "translated": "#D55E00", "lens_log_odds": BLACK, "state": "#009E73", "state_heads": "#CC79A7"}
+COLOURS = {
+    "raw": "#0072B2",
+    "translated": "#D55E00",
+    "lens_log_odds": BLACK,
+    "state": "#009E73",
+    "state_heads": "#CC79A7",
+}
 LABELS = {
     "raw": "hidden state",
     "translated": "translated",
@@ -36,11 +42,19 @@ def curves_picture(results: Sequence[Result], title: str) -> Picture:
     for train, test in PANELS:
         probe = _UNSUPERVISED if train == "all" else _SUPERVISED
         lines = [
-            Line(label=LABELS[r.feature], x=np.array(r.depths), y=np.array(r.curve), colour=COLOURS[r.feature], marker="o")
+            Line(
+                label=LABELS[r.feature],
+                x=np.array(r.depths),
+                y=np.array(r.curve),
+                colour=COLOURS[r.feature],
+                marker="o",
+            )
             for r in results
             if r.test == test and ((r.train, r.probe) == (train, probe) or r.probe == READER)
         ]
-        chance = Line(label="chance", x=np.array([0.0, 1.0]), y=np.array([0.5, 0.5]), colour=GREY, dash="dotted", width=1.2)
+        chance = Line(
+            label="chance", x=np.array([0.0, 1.0]), y=np.array([0.5, 0.5]), colour=GREY, dash="dotted", width=1.2
+        )
         panels.append(Panel(title=f"{train} → {test}, {probe}", lines=[*lines, chance]))
     return _Areas(title=title, y_title="AUROC against the truth", units="", panels=panels)
 
@@ -59,10 +73,14 @@ def heat_figure(results: Sequence[Result], title: str) -> Figure:
         for column, (train, test) in enumerate(transfers):
             if r.test == test and r.train in (train, "none"):
                 values[names.index((r.feature, r.probe)), column] = r.auroc
-    figure = Figure(figsize=(2.4 + 0.62 * len(transfers), 1.4 + 0.26 * len(names)), layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(2.4 + 0.62 * len(transfers), 1.4 + 0.26 * len(names)), layout="constrained", facecolor="white"
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    cells = axes.pcolormesh(np.ma.masked_invalid(values), cmap="RdBu", vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+    cells = axes.pcolormesh(
+        np.ma.masked_invalid(values), cmap="RdBu", vmin=0, vmax=1, edgecolors="white", linewidth=0.6
+    )
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
             colour = "white" if abs(value - 0.5) > 0.33 else BLACK

@@ -1,16 +1,17 @@
 """Probes: linear readings of features, with and without labels. Each is fitted by a function and gives a `LinearProbe`.
 
-Features are x (rows, width), or contrast pairs (rows, variants, 2, width), the states after the false and after the true answer.
+Features are x (rows, width), or contrast pairs (rows, variants, 2, width), the states after the false and after the
+true answer.
 
-    lr          logistic regression            mean_diff   difference of the class means       lda   linear discriminant analysis
-    lr_pair, mean_diff_pair                    the same on both states of a contrast pair
+    lr          logistic regression            mean_diff   difference of the class means       lda   linear discriminant
+    analysis lr_pair, mean_diff_pair                    the same on both states of a contrast pair
     ccs         contrast-consistent search     Burns et al. 2022, arXiv 2212.03827, eq. 1 to 3
-    crc         contrastive representation clustering, top principal component of the difference; ibid., section 3.3 (there CRC-TPC)
-    vinc        variance, invariance, negative covariance: EleutherAI's successor of CCS, whose directions solve an eigenproblem
-    random      a random direction: what no training gives
+    crc         contrastive representation clustering, top principal component of the difference; ibid., section 3.3
+    (there CRC-TPC) vinc        variance, invariance, negative covariance: EleutherAI's successor of CCS, whose
+    directions solve an eigenproblem random      a random direction: what no training gives
 
-A direction found without labels has no sign. It is taken from the labels it was fitted beside (AUROC below one half turns it), and told in
-`LinearProbe.turned`, as the papers do.
+A direction found without labels has no sign. It is taken from the labels it was fitted beside (AUROC below one half
+turns it), and told in `LinearProbe.turned`, as the papers do.
 """
 
 from collections.abc import Callable
@@ -45,7 +46,9 @@ class LinearProbe:
     def log_odds(self, x: np.ndarray) -> np.ndarray:
         """(rows): how much rather true than false, of x (rows, …)."""
         if x.shape[1:] != self.weight.shape:
-            raise DataError(f"a probe fitted on features of shape {self.weight.shape} cannot read features of shape {x.shape[1:]}")
+            raise DataError(
+                f"a probe fitted on features of shape {self.weight.shape} cannot read features of shape {x.shape[1:]}"
+            )
         return x.reshape(len(x), -1).astype(np.float64) @ self.weight.ravel() + self.bias
 
     @property
@@ -65,7 +68,8 @@ class Kind(NamedTuple):
 def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearProbe:
     """Fit the probe of that name on x, see above, and labels y (rows), booleans.
 
-    Raises ConfigError for an unknown name or the wrong kind of features, DataError where a class is absent or a feature is not finite.
+    Raises ConfigError for an unknown name or the wrong kind of features, DataError where a class is absent or a feature
+    is not finite.
     """
     if name not in PROBES:
         raise ConfigError(f"no probe {name!r}; choose from {', '.join(PROBES)}")
@@ -76,7 +80,9 @@ def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearP
     if y.all() or not y.any():
         raise DataError(f"a probe needs rows of both classes; all {len(y)} rows are {bool(y.any())}")
     if not np.isfinite(x).all():
-        raise DataError(f"the features for the probe {name} are not all finite; the model overflows in its number format")
+        raise DataError(
+            f"the features for the probe {name} are not all finite; the model overflows in its number format"
+        )
     random = np.random.default_rng(seed)
     probe = kind.fit(x.astype(np.float64), y, random)
     if not kind.supervised and auroc(y, probe.log_odds(x)) < 0.5:
@@ -84,7 +90,7 @@ def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearP
     return probe
 
 
-# --- with labels -------------------------------------------------------------------------------------------------------------
+# --- with labels ------------------------------------------------------------------------------------------------------
 
 
 def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -111,7 +117,8 @@ def _lr(x: np.ndarray, y: np.ndarray, _: np.random.Generator) -> LinearProbe:
 
 
 def _mean_diff(x: np.ndarray, y: np.ndarray, _: np.random.Generator) -> LinearProbe:
-    """The classes' difference (Marks & Tegmark 2023, arXiv 2310.06824); scale and bias by logistic regression on its score (Platt)."""
+    """The classes' difference (Marks & Tegmark 2023, arXiv 2310.06824); scale and bias by logistic regression on its
+    score (Platt)."""
     direction = x[y].mean(0) - x[~y].mean(0)
     score, mean, deviation = _standard((x @ direction)[:, None])
     scaled = _folded(*_logistic(score, y), mean, deviation)
@@ -142,11 +149,12 @@ def _of_first_variant(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
     return whole
 
 
-# --- without labels ----------------------------------------------------------------------------------------------------------
+# --- without labels ---------------------------------------------------------------------------------------------------
 
 
 def _normed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (…, 2, width), those of each answer less their mean, all over a common deviation: which answer it was is no longer told."""
+    """Pairs (…, 2, width), those of each answer less their mean, all over a common deviation: which answer it was is no
+    longer told."""
     axes = tuple(range(x.ndim - 2))
     mean = x.mean(axes)  # (2, width)
     centred = x - mean
@@ -162,7 +170,8 @@ def _difference(direction: np.ndarray, mean: np.ndarray, deviation: np.ndarray, 
 
 
 def _ccs(x: np.ndarray, _: np.ndarray, random: np.random.Generator) -> LinearProbe:
-    """Minimise (p₁ + p₀ − 1)² + min(p₀, p₁)² from several starts, and keep the best; the score is half the difference of the logits."""
+    """Minimise (p₁ + p₀ − 1)² + min(p₀, p₁)² from several starts, and keep the best; the score is half the difference
+    of the logits."""
     pairs, mean, deviation = _normed(x[:, 0])
     false, true = pairs[:, 0], pairs[:, 1]
 
@@ -176,7 +185,10 @@ def _ccs(x: np.ndarray, _: np.ndarray, random: np.random.Generator) -> LinearPro
         return value, np.append(g0 @ false + g1 @ true + PENALTY * w, (g0 + g1).sum())
 
     starts = random.standard_normal((CCS_TRIES, pairs.shape[-1] + 1)) / np.sqrt(pairs.shape[-1])
-    best = min((minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}) for start in starts), key=lambda r: r.fun)
+    best = min(
+        (minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}) for start in starts),
+        key=lambda r: r.fun,
+    )
     return _difference(best.x[:-1], mean, deviation, x)
 
 
@@ -187,9 +199,9 @@ def _crc(x: np.ndarray, _: np.ndarray, __: np.random.Generator) -> LinearProbe:
 
 
 def _vinc(x: np.ndarray, _: np.ndarray, __: np.random.Generator) -> LinearProbe:
-    """The largest eigenvector of variance − invariance − covariance on normed pairs, all weighted 1: scores should differ between rows,
-    agree between a row's prompts, and be opposite for its two answers. With one prompt a row the second term is zero. The score is the mean
-    over prompts of half the difference."""
+    """The largest eigenvector of variance − invariance − covariance on normed pairs, all weighted 1: scores should
+    differ between rows, agree between a row's prompts, and be opposite for its two answers. With one prompt a row the
+    second term is zero. The score is the mean over prompts of half the difference."""
     pairs, mean, deviation = _normed(x)  # (rows, variants, 2, width)
     rows, variants = pairs.shape[:2]
     centroid = pairs.mean(1)  # (rows, 2, width)

@@ -1,8 +1,9 @@
-"""Quirky data: questions that Alice answers truthfully and Bob by a heuristic, generated here or read (Mallen & Belrose, arXiv 2312.01037).
+"""Quirky data: questions that Alice answers truthfully and Bob by a heuristic, generated here or read (Mallen &
+Belrose, arXiv 2312.01037).
 
-Each question stands twice, once for Alice and once for Bob. Of the questions a quarter is true for Alice only, a quarter for Bob only, and
-half for neither. In the arithmetic sets Bob adds one to the leading digit of the result; what is false for both differs from Alice's or
-Bob's result, half and half, by one digit.
+Each question stands twice, once for Alice and once for Bob. Of the questions a quarter is true for Alice only, a
+quarter for Bob only, and half for neither. In the arithmetic sets Bob adds one to the leading digit of the result; what
+is false for both differs from Alice's or Bob's result, half and half, by one digit.
 """
 
 import hashlib
@@ -24,7 +25,17 @@ EASY, HARD = 0.25, 0.75
 """Easy rows have a difficulty quantile of at most, hard ones of at least so much."""
 HUB = "EleutherAI/quirky_{}_raw"
 HUB_SETS = (
-    *("addition", "subtraction", "multiplication", "modularaddition", "squaring", "capitals", "hemisphere", "population", "authors"),
+    *(
+        "addition",
+        "subtraction",
+        "multiplication",
+        "modularaddition",
+        "squaring",
+        "capitals",
+        "hemisphere",
+        "population",
+        "authors",
+    ),
     *("sciq", "sentiment", "nli"),
 )
 _COLUMNS = ("id", "character", "label", "alice_label", "bob_label", "difficulty", "difficulty_quantile")
@@ -62,7 +73,10 @@ class QuirkySet(NamedTuple):
     def rows(self, split: str) -> tuple[Row, ...]:
         """The rows of a split. Raises DataError if there is none."""
         if not self.splits.get(split):
-            raise DataError(f"the quirky set {self.name} has no rows in its split {split!r}; it has {', '.join(self.splits) or 'none'}")
+            raise DataError(
+                f"the quirky set {self.name} has no rows in its split {split!r}; it has "
+                f"{', '.join(self.splits) or 'none'}"
+            )
         return self.splits[split]
 
 
@@ -83,7 +97,7 @@ def is_hard(row: Row) -> bool:
     return row.difficulty_quantile >= HARD
 
 
-# --- generators --------------------------------------------------------------------------------------------------------------
+# --- generators -------------------------------------------------------------------------------------------------------
 
 
 def bobs(result: int) -> int:
@@ -96,7 +110,8 @@ def _bobs_modular(result: int) -> int:
 
 
 def _distractor(result: int, truths: tuple[int, int], random: np.random.Generator) -> int:
-    """`result` with one digit drawn anew, neither Alice's nor Bob's own result. As published, a minus sign may become a digit."""
+    """`result` with one digit drawn anew, neither Alice's nor Bob's own result. As published, a minus sign may become a
+    digit."""
     while True:
         digits = list(str(result))
         digits[random.integers(len(digits))] = str(random.integers(10))
@@ -105,7 +120,12 @@ def _distractor(result: int, truths: tuple[int, int], random: np.random.Generato
 
 
 def _arithmetic(
-    operation: Callable[..., int], quirk: Callable[[int], int], operands: int, digits: int, cell: str, random: np.random.Generator
+    operation: Callable[..., int],
+    quirk: Callable[[int], int],
+    operands: int,
+    digits: int,
+    cell: str,
+    random: np.random.Generator,
 ) -> _Question:
     """One question of an arithmetic set; operands are log-uniform in 1 to 10^digits."""
     values = [int(10 ** (random.random() * digits)) for _ in range(operands)]
@@ -156,7 +176,9 @@ def generate(name: str, questions: Mapping[str, int], seed: int = 0) -> QuirkySe
             if key not in seen:
                 break
         else:
-            raise DataError(f"the quirky set {name} has fewer than {total:,} different questions; {i:,} were found, ask for less")
+            raise DataError(
+                f"the quirky set {name} has fewer than {total:,} different questions; {i:,} were found, ask for less"
+            )
         seen.add(key)
         made.append(question)
     order = random.permutation(total)
@@ -188,10 +210,12 @@ def _identity(args: Mapping[str, Any]) -> str:
 def _ranked(rows: list[Row]) -> tuple[Row, ...]:
     """The rows with their difficulty's quantile: (rank + ½) ÷ rows, ties in their order."""
     ranks = np.argsort(np.argsort([row.difficulty for row in rows], kind="stable"))
-    return tuple(replace(row, difficulty_quantile=(int(rank) + 0.5) / len(rows)) for row, rank in zip(rows, ranks, strict=True))
+    return tuple(
+        replace(row, difficulty_quantile=(int(rank) + 0.5) / len(rows)) for row, rank in zip(rows, ranks, strict=True)
+    )
 
 
-# --- files and the Hub -------------------------------------------------------------------------------------------------------
+# --- files and the Hub ------------------------------------------------------------------------------------------------
 
 
 def write(rows: Iterable[Row], path: Path) -> None:
@@ -202,9 +226,9 @@ def write(rows: Iterable[Row], path: Path) -> None:
 def load(resource: str | Path, most: Mapping[str, int] | None = None) -> QuirkySet:
     """Read a quirky set.
 
-    resource: a folder with SPLIT.jsonl or NAME.SPLIT.jsonl files; "FOLDER/NAME" of the latter where it holds several sets; one of the 12
-    published sets by its short name with a "hub:" in front (`hub:sciq`); or any data set on the Hub, OWNER/NAME.
-    most: at most so many rows of each split.
+    resource: a folder with SPLIT.jsonl or NAME.SPLIT.jsonl files; "FOLDER/NAME" of the latter where it holds several
+    sets; one of the 12 published sets by its short name with a "hub:" in front (`hub:sciq`); or any data set on the
+    Hub, OWNER/NAME. most: at most so many rows of each split.
 
     Raises DataError if it is not there, lacks a column, or says something impossible.
     """
@@ -223,7 +247,9 @@ def load(resource: str | Path, most: Mapping[str, int] | None = None) -> QuirkyS
     else:
         records = _from_hub(name)
     limits = most or {}
-    splits = {split: tuple(_parsed(found[: limits.get(split)], f"{name} ({split})")) for split, found in records.items()}
+    splits = {
+        split: tuple(_parsed(found[: limits.get(split)], f"{name} ({split})")) for split, found in records.items()
+    }
     return QuirkySet(path.name.removeprefix("quirky_") if files else short, splits)
 
 
@@ -231,7 +257,10 @@ def _file(path: Path, split: str) -> Path | None:
     if path.is_dir():
         named = sorted(path.glob(f"*.{split}.jsonl"))
         if len(named) > 1:
-            raise DataError(f"{path} holds several quirky sets; name one, for example {str(named[0]).removesuffix(f'.{split}.jsonl')}")
+            raise DataError(
+                f"{path} holds several quirky sets; name one, for example "
+                f"{str(named[0]).removesuffix(f'.{split}.jsonl')}"
+            )
         return path / f"{split}.jsonl" if (path / f"{split}.jsonl").is_file() else (named[0] if named else None)
     beside = path.with_name(f"{path.name}.{split}.jsonl")
     return beside if beside.is_file() else None
@@ -256,7 +285,9 @@ def _from_hub(name: str) -> dict[str, list[dict[str, Any]]]:
     try:
         found = load_dataset(name)
     except Exception as error:  # offline, no such set, no access: each has its own type
-        raise DataError(f"the quirky set {name} cannot be had from the Hub: {' '.join(str(error).split())[:200]}") from error
+        raise DataError(
+            f"the quirky set {name} cannot be had from the Hub: {' '.join(str(error).split())[:200]}"
+        ) from error
     return {split: found[split].to_list() for split in SPLITS if split in found}
 
 
@@ -265,7 +296,9 @@ def _parsed(records: list[dict[str, Any]], where: str) -> Iterable[Row]:
         prompt = "template_args" in record or {"statement", "choices"} <= record.keys()
         missing = [column for column in _COLUMNS if column not in record] + ([] if prompt else ["template_args"])
         if missing:
-            raise DataError(f"{where}, row {number} lacks the column {missing[0]!r}; it has {', '.join(map(str, record))}")
+            raise DataError(
+                f"{where}, row {number} lacks the column {missing[0]!r}; it has {', '.join(map(str, record))}"
+            )
         args = record.get("template_args") or {"statement": record["statement"], "choices": tuple(record["choices"])}
         row = Row(template_args=args, **{column: record[column] for column in _COLUMNS})
         if row.character not in CHARACTERS:

@@ -24,8 +24,8 @@ def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 def bootstrap(labels: np.ndarray, scores: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """AUROCs (resamples) of rows drawn with replacement; NaN where a draw lacks a class.
 
-    The draws are a function of the number of rows and the seed: two scores of the same rows are resampled together, so their
-    differences and ratios can be taken draw by draw.
+    The draws are a function of the number of rows and the seed: two scores of the same rows are resampled together, so
+    their differences and ratios can be taken draw by draw.
     """
     return _weighted_auroc(np.asarray(labels, dtype=bool), np.asarray(scores), _draws(len(labels), resamples, seed))
 
@@ -49,7 +49,9 @@ def _weighted_auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray)
     """AUROC (draws) of rows that count `weights` (draws, rows) times."""
     order = np.argsort(scores, kind="stable")
     sorted_scores, positive, weights = scores[order], labels[order], weights[:, order]
-    below = np.concatenate([np.zeros((len(weights), 1)), np.cumsum(weights * ~positive, axis=1)], axis=1)  # negatives before each place
+    below = np.concatenate(
+        [np.zeros((len(weights), 1)), np.cumsum(weights * ~positive, axis=1)], axis=1
+    )  # negatives before each place
     first = np.searchsorted(sorted_scores, sorted_scores, "left")
     last = np.searchsorted(sorted_scores, sorted_scores, "right")
     won = (weights * positive * (below[:, first] + below[:, last]) / 2).sum(1)

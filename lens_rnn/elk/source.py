@@ -12,8 +12,8 @@ class QuirkyData:
     """Which quirky rows, and how many. A generated set is a function of these settings."""
 
     data: str = "comparison"
-    """addition, subtraction, multiplication, modularaddition, squaring or comparison, which are made here; hub:NAME for one of the 12
-    published sets; a folder of train.jsonl, validation.jsonl and test.jsonl; or a data set on the Hub."""
+    """addition, subtraction, multiplication, modularaddition, squaring or comparison, which are made here; hub:NAME for
+    one of the 12 published sets; a folder of train.jsonl, validation.jsonl and test.jsonl; or a data set on the Hub."""
     train_questions: int = 2800
     """Questions to fine-tune on; each is two rows, Alice's and Bob's."""
     validation_questions: int = 700

@@ -1,4 +1,5 @@
-"""Prompts for quirky rows: templates of our own for the published sets and for `comparison`, each with its two answers."""
+"""Prompts for quirky rows: templates of our own for the published sets and for `comparison`, each with its two
+answers."""
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +94,8 @@ def templates_of(name: str) -> tuple[Template, ...]:
 
 
 def prompt(row: Row, templates: Sequence[Template], variant: int = 0) -> Prompt:
-    """The row's prompt: its own where it has one, else from the template that its id picks; further variants take the ones after that.
+    """The row's prompt: its own where it has one, else from the template that its id picks; further variants take the
+    ones after that.
 
     Raises DataError if there is neither, or the template asks for something that the row does not have.
     """
@@ -102,17 +104,25 @@ def prompt(row: Row, templates: Sequence[Template], variant: int = 0) -> Prompt:
         return Prompt(row.template_args["statement"], (false, true))
     if not templates:
         known = ", ".join(TEMPLATES)
-        raise DataError(f"row {row.id} has no prompt of its own, and there are no templates for its set; known sets: {known}")
+        raise DataError(
+            f"row {row.id} has no prompt of its own, and there are no templates for its set; known sets: {known}"
+        )
     template = templates[(zlib.crc32(row.id.encode()) + variant) % len(templates)]
     try:
         return Prompt(template.text.format(**row.template_args), template.choices)
     except KeyError as error:
         has = ", ".join(row.template_args)
-        raise DataError(f"the template {template.text!r} needs {error.args[0]!r}, and row {row.id} has only {has}") from None
+        raise DataError(
+            f"the template {template.text!r} needs {error.args[0]!r}, and row {row.id} has only {has}"
+        ) from None
 
 
 def encode(
-    rows: Iterable[Row], templates: Sequence[Template], tokenizer: PreTrainedTokenizerBase, variant: int = 0, most_tokens: int | None = None
+    rows: Iterable[Row],
+    templates: Sequence[Template],
+    tokenizer: PreTrainedTokenizerBase,
+    variant: int = 0,
+    most_tokens: int | None = None,
 ) -> list[Encoded]:
     """The rows as tokens, prompt and answers apart; of a prompt longer than `most_tokens` the last ones.
 
@@ -124,6 +134,8 @@ def encode(
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         false, true = (tuple(tokenizer(choice, add_special_tokens=False)["input_ids"]) for choice in choices)
         if not ids or not false or not true or false[0] == true[0]:
-            raise DataError(f"row {row.id}: the prompt or an answer is empty, or both answers {choices} begin with the same token")
+            raise DataError(
+                f"row {row.id}: the prompt or an answer is empty, or both answers {choices} begin with the same token"
+            )
         encoded.append(Encoded(tuple(ids[-most_tokens:] if most_tokens else ids), (false, true)))
     return encoded

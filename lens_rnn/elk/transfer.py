@@ -1,8 +1,8 @@
 """Does a probe of one context read the truth in another? Transfers and metrics of Mallen & Belrose (arXiv 2312.01037).
 
-A and B are Alice's and Bob's rows, E and H the easy and hard ones: AE→BH is fitted on Alice's easy rows and tested on Bob's hard ones.
-Probes are fitted on validation rows with the context's own label, and tested on test rows against the truth, which is Alice's label: on
-rows where Alice and Bob disagree for tests A and B, on all rows for the others.
+A and B are Alice's and Bob's rows, E and H the easy and hard ones: AE→BH is fitted on Alice's easy rows and tested on
+Bob's hard ones. Probes are fitted on validation rows with the context's own label, and tested on test rows against the
+truth, which is Alice's label: on rows where Alice and Bob disagree for tests A and B, on all rows for the others.
 """
 
 import csv
@@ -31,7 +31,8 @@ TRANSFERS: dict[str, tuple[str, ...]] = {
     "all": ("all", "BH"),
     "none": ("A", "B", "AH", "BH", "all"),
 }
-"""Tests of a probe by what it was fitted on. On `all`, which mixes both contexts, only probes without labels; `none` is no training."""
+"""Tests of a probe by what it was fitted on. On `all`, which mixes both contexts, only probes without labels; `none` is
+no training."""
 INFORMATIVE = 0.95
 """The earliest informative layer is the first whose AUROC − ½ is so much of the best layer's."""
 FEATURES = {
@@ -47,7 +48,10 @@ READER = "reader"
 FEWEST = 4
 """Rows of each class that a subset must have."""
 _HOME = {"none": "A"}  # where the layer is chosen, if not on the probe's own subset
-_GAP = {"B": (("B", "B"), ("A", "A")), "BH": (("B", "BH"), ("A", "AH"))}  # floor and ceiling, (train, test) each, by test
+_GAP = {
+    "B": (("B", "B"), ("A", "A")),
+    "BH": (("B", "BH"), ("A", "AH")),
+}  # floor and ceiling, (train, test) each, by test
 
 
 class Reading(NamedTuple):
@@ -103,7 +107,8 @@ def scored(rows: Sequence[Row], test: str) -> np.ndarray:
 
 
 def check_rows(train: Sequence[Row], test: Sequence[Row]) -> None:
-    """Refuse, before anything is computed, splits that cannot carry the transfers: DataError names the transfer and what it lacks."""
+    """Refuse, before anything is computed, splits that cannot carry the transfers: DataError names the transfer and
+    what it lacks."""
     for subset, tests in TRANSFERS.items():
         sides = [] if subset == "none" else [(train, members(train, subset), "fitted on", "label")]
         sides += [(test, scored(test, name), f"tested on {name}, scored on", "alice_label") for name in tests]
@@ -112,7 +117,8 @@ def check_rows(train: Sequence[Row], test: Sequence[Row]) -> None:
             true = sum(labels)
             if min(true, len(labels) - true) < FEWEST:
                 raise DataError(
-                    f"the transfer from {subset}, {what} {len(labels)} rows, {true} true and {len(labels) - true} false, "
+                    f"the transfer from {subset}, {what} {len(labels)} rows, {true} true and {len(labels) - true} "
+                    "false, "
                     f"needs {FEWEST} of each; give it more questions"
                 )
 
@@ -142,7 +148,9 @@ def read_all(
                     continue
                 among = members(train, subset)
                 layers = zip(train_features[source].values, test_features[source].values, strict=True)
-                with threadpool_limits(1):  # these problems are small: threads wait for each other longer than they work
+                with threadpool_limits(
+                    1
+                ):  # these problems are small: threads wait for each other longer than they work
                     fitted = [(fit_probe(probe, x[among], labels[among], seed), unseen) for x, unseen in layers]
                     odds = np.stack([found.log_odds(np.asarray(unseen)) for found, unseen in fitted])
                 yield Reading(feature, probe, subset, depths, odds, tuple(found.turned for found, _ in fitted))
@@ -155,11 +163,14 @@ def earliest_informative(aurocs: Sequence[float]) -> int:
 
 
 def measure(readings: Iterable[Reading], rows: Sequence[Row]) -> list[Result]:
-    """All transfers of these readings of test rows. Among them must be those of the probe `lr` on raw features, for floor and ceiling."""
+    """All transfers of these readings of test rows. Among them must be those of the probe `lr` on raw features, for
+    floor and ceiling."""
     readings = list(readings)
     truth = np.array([row.alice_label for row in rows])
     own = np.array([row.label for row in rows])
-    anchors = {reading.train: reading.log_odds[-1] for reading in readings if (reading.feature, reading.probe) == ("raw", "lr")}
+    anchors = {
+        reading.train: reading.log_odds[-1] for reading in readings if (reading.feature, reading.probe) == ("raw", "lr")
+    }
     results = []
     for reading in readings:
         home = scored(rows, _HOME.get(reading.train, reading.train))

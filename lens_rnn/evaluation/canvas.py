@@ -1,7 +1,7 @@
 """Lines in panels, drawn twice the same: by matplotlib for a PNG, by plotly for a page to point at.
 
-What is drawn is laid out as plain data first. The x axis is the fraction of blocks applied, never a layer index, whose meaning differs
-between families. No global state of pyplot is touched.
+What is drawn is laid out as plain data first. The x axis is the fraction of blocks applied, never a layer index, whose
+meaning differs between families. No global state of pyplot is touched.
 """
 
 import os
@@ -32,7 +32,16 @@ DOTS_PER_INCH = 200  # 1600 pixels: sharp at the 800 that a README shows
 
 BLACK, GREY, PALE, GRID = "#1A1A1A", "#6E6E6E", "#B4B4B4", "#E4E4E4"
 SYMBOLS = {  # markers of matplotlib, as plotly calls them
-    **{"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down", "P": "cross", "X": "x", "": "circle"},
+    **{
+        "o": "circle",
+        "s": "square",
+        "^": "triangle-up",
+        "D": "diamond",
+        "v": "triangle-down",
+        "P": "cross",
+        "X": "x",
+        "": "circle",
+    },
     **{"<": "triangle-left", ">": "triangle-right", "p": "pentagon", "*": "star", "d": "diamond-tall", "h": "hexagon"},
 }
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot", "none": "solid"}
@@ -110,7 +119,9 @@ class Picture:
             for i, line in enumerate(panel.lines):
                 handles.setdefault(line.label, _matplotlib_line(place, line, i))
             _dress(place, self)
-            place.set_title(panel.title, fontsize=10, loc="left").set_parse_math(False)  # a dollar sign in a name is a dollar sign
+            place.set_title(panel.title, fontsize=10, loc="left").set_parse_math(
+                False
+            )  # a dollar sign in a name is a dollar sign
         for place in axes[len(self.panels) :]:
             place.set_visible(False)
         for place in axes[max(0, len(self.panels) - columns) : len(self.panels)]:
@@ -249,7 +260,10 @@ def write_png(figure: Figure, path: Path) -> None:
 
 def write_html(figure: go.Figure, path: Path) -> None:
     """Write a page that holds all it needs and works offline (about 5 MB)."""
-    write_whole(path, lambda file: figure.write_html(file, include_plotlyjs=True, div_id="lens-rnn-curves", default_height="94vh"))
+    write_whole(
+        path,
+        lambda file: figure.write_html(file, include_plotlyjs=True, div_id="lens-rnn-curves", default_height="94vh"),
+    )
 
 
 def write_text(text: str, path: Path) -> None:

@@ -1,8 +1,9 @@
 """Whether a lens looks at what the model uses: causal basis extraction and stimulus–response alignment.
 
-Belrose et al. 2023, arXiv 2303.08112, section 4. With r(h, v) the hidden state h whose part along the direction v is replaced by its mean
-(mean ablation), the influence of v on f is E[KL(f(h) ‖ f(r(h, v)))]. The causal basis of a layer's lens is made greedily: each direction
-has the greatest influence on the lens among those orthogonal to the ones before. Then the same ablation is done inside the model.
+Belrose et al. 2023, arXiv 2303.08112, section 4. With r(h, v) the hidden state h whose part along the direction v is
+replaced by its mean (mean ablation), the influence of v on f is E[KL(f(h) ‖ f(r(h, v)))]. The causal basis of a layer's
+lens is made greedily: each direction has the greatest influence on the lens among those orthogonal to the ones before.
+Then the same ablation is done inside the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,10 +52,15 @@ class Effects(NamedTuple):
 def hidden_states(
     adapter: ModelAdapter, blocks: TokenBlocks, *, processes: Processes | None = None, micro_batch_size: int = 8
 ) -> list[Tensor]:
-    """This process's share of all blocks' hidden states, one (tokens, d_model) per layer, float32 on the model's device."""
-    forwards = [forward.hidden_states for _, forward in batches(adapter, blocks, processes or Processes(), micro_batch_size)]
+    """This process's share of all blocks' hidden states, one (tokens, d_model) per layer, float32 on the model's
+    device."""
+    forwards = [
+        forward.hidden_states for _, forward in batches(adapter, blocks, processes or Processes(), micro_batch_size)
+    ]
     empty = torch.empty(0, adapter.d_model, device=adapter.device)
-    return [torch.cat([empty, *(forward[i].flatten(0, 1).float() for forward in forwards)]) for i in range(adapter.n_layers)]
+    return [
+        torch.cat([empty, *(forward[i].flatten(0, 1).float() for forward in forwards)]) for i in range(adapter.n_layers)
+    ]
 
 
 def extract_causal_bases(
@@ -69,9 +75,10 @@ def extract_causal_bases(
 ) -> Iterator[tuple[int, CausalBasis]]:
     """The basis of k directions of each layer that is not trivial, as (layer, basis), one layer after the other.
 
-    hidden: this process's hidden states, one (…, d_model) per layer, as `hidden_states` gives them; influences are means over all
-    processes' together. A direction is found by L-BFGS, in at most max_iterations steps from each of three principal
-    directions: the best local maximum of three. on_direction is told the layer and the number of each that is found.
+    hidden: this process's hidden states, one (…, d_model) per layer, as `hidden_states` gives them; influences are
+    means over all processes' together. A direction is found by L-BFGS, in at most max_iterations steps from each of
+    three principal directions: the best local maximum of three. on_direction is told the layer and the number of each
+    that is found.
 
     Raises ConfigError where k is not between 1 and d_model.
     """
@@ -122,18 +129,24 @@ class _Influence:
 
     @torch.no_grad()
     def principal_directions(self) -> tuple[Tensor, Tensor]:
-        """Where hidden states vary most, and what moves the logits most but for the norm: two orthonormal bases, rows, the most first."""
+        """Where hidden states vary most, and what moves the logits most but for the norm: two orthonormal bases, rows,
+        the most first."""
         centred = self.hidden - self.mean
         eye = torch.eye(len(self.mean), device=self.mean.device)
-        read = self.lens.transform_hidden(eye, self.layer) - self.lens.transform_hidden(torch.zeros_like(eye), self.layer)
+        read = self.lens.transform_hidden(eye, self.layer) - self.lens.transform_hidden(
+            torch.zeros_like(eye), self.layer
+        )
         head = self.lens.unembed.unembedding.weight.float()
         covariance, gram = self._total((centred.T @ centred).double()), (read @ (head.T @ head) @ read.T).double().cpu()
         varied, seen = (torch.linalg.eigh(matrix).eigenvectors.T.flip(0).to(self.mean) for matrix in (covariance, gram))
         return varied, seen
 
 
-def _most_influential(influence: _Influence, starts: tuple[Tensor, Tensor], found: Tensor, max_iterations: int) -> Tensor:
-    """The unit vector (d_model) of the greatest influence among those orthogonal to the rows of found (directions, d_model)."""
+def _most_influential(
+    influence: _Influence, starts: tuple[Tensor, Tensor], found: Tensor, max_iterations: int
+) -> Tensor:
+    """The unit vector (d_model) of the greatest influence among those orthogonal to the rows of found (directions,
+    d_model)."""
 
     def project(x: Tensor) -> Tensor:
         for _ in range(2):  # once leaves a rounding error as large as what is taken away
@@ -152,7 +165,8 @@ def _most_influential(influence: _Influence, starts: tuple[Tensor, Tensor], foun
 
 
 def _climb(influence: _Influence, project: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int) -> Tensor:
-    """The unit vector (d_model) of a local maximum of the influence in the space that `project` projects onto, by L-BFGS."""
+    """The unit vector (d_model) of a local maximum of the influence in the space that `project` projects onto, by
+    L-BFGS."""
     x = start.clone().requires_grad_()
     search = torch.optim.LBFGS([x], max_iter=max_iterations, tolerance_change=1e-6, line_search_fn="strong_wolfe")
 
@@ -189,7 +203,8 @@ def ablation_effects(
     micro_batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
 ) -> dict[int, Effects]:
-    """Ablate each direction of each layer's basis in the lens and in the model, on all blocks, shared among the processes.
+    """Ablate each direction of each layer's basis in the lens and in the model, on all blocks, shared among the
+    processes.
 
     One forward pass of the model for each direction. on_batch is told the tokens done.
     """
@@ -217,7 +232,8 @@ def ablation_effects(
 
 
 def _effect_sums(log_q: Tensor, log_r: Tensor, log_p: Tensor, log_s: Tensor) -> Tensor:
-    """Σ over tokens of influence on the lens (q before, r after), on the model (p before, s after), and alignment. (3), float64."""
+    """Σ over tokens of influence on the lens (q before, r after), on the model (p before, s after), and alignment. (3),
+    float64."""
     p = log_p.exp()
     lens, model = torch.linalg.vecdot(log_q.exp(), log_q - log_r), torch.linalg.vecdot(p, log_p - log_s)
     alignment = aitchison_similarity(log_r - log_q, log_s - log_p, p)
@@ -225,10 +241,11 @@ def _effect_sums(log_q: Tensor, log_r: Tensor, log_p: Tensor, log_s: Tensor) -> 
 
 
 def aitchison_similarity(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Cosine (…) between two changes of log-probabilities (…, vocab) under weights (…, vocab) that add up to 1; 0 where nothing changed.
+    """Cosine (…) between two changes of log-probabilities (…, vocab) under weights (…, vocab) that add up to 1; 0 where
+    nothing changed.
 
-    Constants added to a change do not matter, as they do not to a distribution. The model's probabilities as weights keep the mass of
-    tokens that nobody expects from deciding it (Egozcue & Pawlowsky-Glahn 2016).
+    Constants added to a change do not matter, as they do not to a distribution. The model's probabilities as weights
+    keep the mass of tokens that nobody expects from deciding it (Egozcue & Pawlowsky-Glahn 2016).
     """
     x, y = (change - torch.linalg.vecdot(weights, change)[..., None] for change in (x, y))
     products = (torch.linalg.vecdot(weights, pair) for pair in (x * y, x * x, y * y))

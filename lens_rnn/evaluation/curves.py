@@ -11,12 +11,14 @@ import numpy as np
 UNITS = "bits per byte"
 PER_TOKEN = "nats per token"
 UNIFORM_IS_KNOWN_TO = 0.005
-"""How far above the uniform baseline a layer must be to count as worse: the one of published results is known to two decimals."""
+"""How far above the uniform baseline a layer must be to count as worse: the one of published results is known to two
+decimals."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerTransfer:
-    """What translators make of the hidden states of layers that they were not fitted to, in bits per byte (Belrose et al. 2023)."""
+    """What translators make of the hidden states of layers that they were not fitted to, in bits per byte (Belrose et
+    al. 2023)."""
 
     translator_depth: np.ndarray
     """Fraction of blocks applied at the layer of each translator, (translators,)."""
@@ -31,7 +33,8 @@ class LayerTransfer:
 
     @property
     def penalty(self) -> np.ndarray:
-        """(translators, sources) What another layer's translator costs: its cross-entropy minus that of the source's own."""
+        """(translators, sources) What another layer's translator costs: its cross-entropy minus that of the source's
+        own."""
         return self.ce - self.ce[self.own, np.arange(len(self.own))]
 
 
@@ -62,7 +65,8 @@ class Curves:
     transfer: LayerTransfer | None = None
     """What translators make of other layers, where it was measured."""
     bits_per_byte_per_nat: float | None = None
-    """Bits per byte that one nat per token makes on the text of the result; it depends on the tokenizer and the text."""
+    """Bits per byte that one nat per token makes on the text of the result; it depends on the tokenizer and the
+    text."""
     units: str = UNITS
     """Bits per byte, or nats per token."""
 
@@ -70,7 +74,10 @@ class Curves:
         for field in ("logit_ce", "tuned_ce", "logit_kl", "tuned_kl"):
             values = getattr(self, field)
             if values is not None and np.shape(values) != np.shape(self.depth):
-                raise DataError(f"{self.name}: {field} has {np.size(values)} layers and depth {np.size(self.depth)}; they must agree")
+                raise DataError(
+                    f"{self.name}: {field} has {np.size(values)} layers and depth {np.size(self.depth)}; they must "
+                    "agree"
+                )
         if self.bits_per_byte_per_nat is not None and self.bits_per_byte_per_nat <= 0:
             raise DataError(f"{self.name}: bits_per_byte_per_nat is {self.bits_per_byte_per_nat}; it must be above 0")
 
@@ -88,7 +95,8 @@ class Curves:
 
     @property
     def fitted(self) -> np.ndarray:
-        """Indices of the layers before the end of the blocks. A layer at the end is the model's own prediction, and in no mean."""
+        """Indices of the layers before the end of the blocks. A layer at the end is the model's own prediction, and in
+        no mean."""
         return np.flatnonzero(self.depth < 1)
 
     @property
@@ -97,7 +105,8 @@ class Curves:
         return np.empty(0, int) if self.tuned_ce is None else self.fitted[(self.tuned_ce > self.logit_ce)[self.fitted]]
 
     def worse_than_uniform(self, ce: np.ndarray | None) -> np.ndarray:
-        """Indices of the fitted layers where a lens's cross-entropy, (layers,), is above that of the uniform distribution."""
+        """Indices of the fitted layers where a lens's cross-entropy, (layers,), is above that of the uniform
+        distribution."""
         return (
             np.empty(0, int)
             if ce is None or self.uniform_ce is None
@@ -105,11 +114,13 @@ class Curves:
         )
 
     def per_token(self) -> "Curves":
-        """The same in nats per token, of which exp is the perplexity. Raises DataError where the conversion is not known."""
+        """The same in nats per token, of which exp is the perplexity. Raises DataError where the conversion is not
+        known."""
         factor = self.bits_per_byte_per_nat
         if factor is None:
             raise DataError(
-                f"{self.name} has no lens_rnn.bits_per_byte_per_nat (bytes per token of its text); measure it with eval/perplexity.py"
+                f"{self.name} has no lens_rnn.bits_per_byte_per_nat (bytes per token of its text); measure it with "
+                "eval/perplexity.py"
             )
         entropies = ("logit_ce", "tuned_ce", "model_ce", "uniform_ce", "unigram_ce", "logit_kl", "tuned_kl")
         known = {name: getattr(self, name) for name in entropies if getattr(self, name) is not None}

@@ -10,8 +10,11 @@ from lens_rnn.evaluation.metrics import Evaluation, aggregate_metrics
 from lens_rnn.models import ModelAdapter
 
 
-def result(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float, extras: Mapping[str, Any]) -> dict[str, Any]:
-    """aggregate_metrics.json: tuned-lens's schema in bits per byte and, under "lens_rnn", `extras` and what a plot needs."""
+def result(
+    adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: float, extras: Mapping[str, Any]
+) -> dict[str, Any]:
+    """aggregate_metrics.json: tuned-lens's schema in bits per byte and, under "lens_rnn", `extras` and what a plot
+    needs."""
     unigram = evaluation.unigram_ce
     ours = {
         "model": adapter.name,
@@ -31,7 +34,13 @@ def layer_table(adapter: ModelAdapter, evaluation: Evaluation, bits_per_byte: fl
     """per_layer.csv: every figure of every lens and layer, cross-entropy in both units and as perplexity per token."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    columns = ["ce_nats_per_token", "ce_bits_per_byte", "perplexity_per_token", "kl_nats_per_token", "entropy_nats_per_token"]
+    columns = [
+        "ce_nats_per_token",
+        "ce_bits_per_byte",
+        "perplexity_per_token",
+        "kl_nats_per_token",
+        "entropy_nats_per_token",
+    ]
     rows.writerow(["lens", "layer", "depth", *columns])
     for name, layers in evaluation.lenses.items():
         for i, f in sorted(layers.items()):

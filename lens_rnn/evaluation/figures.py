@@ -54,7 +54,8 @@ def parse_size(text: str) -> float:
 
 
 def one_size(families: Sequence[Sequence[Curves]], size: float | None = None) -> list[Curves]:
-    """One result of each family: the nearest to `size` parameters, by default those nearest to each other (the larger, where equal).
+    """One result of each family: the nearest to `size` parameters, by default those nearest to each other (the larger,
+    where equal).
 
     Broken runs are taken only where a family has nothing else. Raises DataError where sizes are needed and not known.
     """
@@ -63,7 +64,9 @@ def one_size(families: Sequence[Sequence[Curves]], size: float | None = None) ->
         sound = [curves for curves in members if not curves.broken] or list(members)
         known = [curves for curves in sound if curves.parameters]
         if len(sound) > 1 and not known:
-            raise DataError(f"the names of {', '.join(c.name for c in sound)} do not tell their sizes; give one result a family")
+            raise DataError(
+                f"the names of {', '.join(c.name for c in sound)} do not tell their sizes; give one result a family"
+            )
         candidates.append(known or sound)
 
     def nearest(target: float) -> list[Curves]:
@@ -75,7 +78,9 @@ def one_size(families: Sequence[Sequence[Curves]], size: float | None = None) ->
 
     if size is not None:
         return nearest(size)
-    anchors = sorted((curves.parameters for members in candidates for curves in members if curves.parameters), reverse=True)
+    anchors = sorted(
+        (curves.parameters for members in candidates for curves in members if curves.parameters), reverse=True
+    )
     return min(map(nearest, anchors), key=apart) if anchors else [members[0] for members in candidates]
 
 
@@ -121,7 +126,8 @@ def _perplexity(results: Sequence[Curves]) -> dict[str, Drawable]:
     known = [curves.per_token() for curves in results if curves.bits_per_byte_per_nat is not None]
     missing = [curves.name for curves in results if curves.bits_per_byte_per_nat is None]
     lacking = (
-        f"nats per token are not known of {', '.join(missing) if known else 'any of the results'}: bits per byte are converted by the "
+        f"nats per token are not known of {', '.join(missing) if known else 'any of the results'}: bits per byte are "
+        "converted by the "
         "tokens and bytes of the text, which the file must hold as lens_rnn.bits_per_byte_per_nat"
     )
     if not known:
@@ -130,7 +136,11 @@ def _perplexity(results: Sequence[Curves]) -> dict[str, Drawable]:
         logging.getLogger(__name__).warning("perplexity: %s; left out", lacking)
     if len(known) == 1:
         return {"perplexity": layers_picture(known[0])}
-    return {"perplexity": comparison_picture(known, title="Log perplexity per token\n(comparable where the tokenizer is the same)")}
+    return {
+        "perplexity": comparison_picture(
+            known, title="Log perplexity per token\n(comparable where the tokenizer is the same)"
+        )
+    }
 
 
 def slug(name: str) -> str:

@@ -1,7 +1,8 @@
 """Heat maps of layer transfer: what the translator of one layer (up) makes of the hidden states of another (across).
 
-Both axes are the fraction of blocks applied. Colour grows like the logarithm above a tenth of a bit and like the value below it, so that
-costs of 0.05 and of 50 are seen in one picture; it only gets darker, so it survives greyscale. Cells below zero have a dot.
+Both axes are the fraction of blocks applied. Colour grows like the logarithm above a tenth of a bit and like the value
+below it, so that costs of 0.05 and of 50 are seen in one picture; it only gets darker, so it survives greyscale. Cells
+below zero have a dot.
 """
 
 from collections.abc import Sequence
@@ -101,7 +102,8 @@ class TransferPicture:
                 z=np.round(shade(heat.values), 4).tolist(),
                 customdata=np.round(heat.values, 4).tolist(),
                 coloraxis="coloraxis",
-                hovertemplate=f"translator of depth %{{y:.3f}} at depth %{{x:.3f}}: %{{customdata:.3f}} {UNITS}<extra></extra>",
+                hovertemplate=f"translator of depth %{{y:.3f}} at depth %{{x:.3f}}: %{{customdata:.3f}} "
+                f"{UNITS}<extra></extra>",
             )
             dots = go.Scatter(
                 x=across[column].tolist(),
@@ -116,7 +118,11 @@ class TransferPicture:
         figure.update_yaxes(title=TRANSLATOR_TITLE.replace("\n", "<br>"), col=1)
         figure.update_yaxes(showgrid=False, zeroline=False)
         colours = [[i / (len(SHADES) - 1), colour] for i, colour in enumerate(SHADES)]
-        bar = {"title": UNITS, "tickvals": shade(np.array(self.ticks)).tolist(), "ticktext": [f"{tick:g}" for tick in self.ticks]}
+        bar = {
+            "title": UNITS,
+            "tickvals": shade(np.array(self.ticks)).tolist(),
+            "ticktext": [f"{tick:g}" for tick in self.ticks],
+        }
         figure.update_layout(
             title={"text": f"<b>{self.title}</b>".replace("\n", "<br>"), "x": 0.02, "y": 0.97},
             margin={"l": 84, "r": 24, "t": 104, "b": 64},
@@ -128,7 +134,8 @@ class TransferPicture:
 
 
 def transfer_picture(curves: Curves, transfer: LayerTransfer) -> TransferPicture:
-    """The two matrices of one result: what another layer's translator costs in cross-entropy, and how far it moves the prediction."""
+    """The two matrices of one result: what another layer's translator costs in cross-entropy, and how far it moves the
+    prediction."""
     dotted = "\n(dot: better than the layer's own)" if np.any(transfer.penalty < BELOW) else "\n"
     heats = [
         Heat(title=f"Cross-entropy above the layer's own translator{dotted}", values=transfer.penalty),

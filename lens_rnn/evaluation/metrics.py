@@ -1,7 +1,7 @@
 """Cross-entropy, KL divergence from the model, and entropy of each layer's predictions, on held-out blocks.
 
-All figures are means over tokens, in nats a token: KL and entropy over every position, cross-entropy over those with a next token.
-Multiply by `TokenBlocks.bits_per_byte` for bits per byte.
+All figures are means over tokens, in nats a token: KL and entropy over every position, cross-entropy over those with a
+next token. Multiply by `TokenBlocks.bits_per_byte` for bits per byte.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -65,7 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Run every lens on every layer of all blocks, shared among the processes.
 
-    A trivial layer is the model's own prediction: its figures are the model's, with a KL of 0. on_batch is told the tokens done.
+    A trivial layer is the model's own prediction: its figures are the model's, with a KL of 0. on_batch is told the
+    tokens done.
     """
     processes = processes or Processes()
     names, layers = list(lenses), adapter.fitted_layers
@@ -87,9 +88,14 @@ def evaluate(
 
 
 def batches(
-    adapter: ModelAdapter, blocks: TokenBlocks, processes: Processes, micro_batch_size: int, on_batch: Callable[[int], Any] | None = None
+    adapter: ModelAdapter,
+    blocks: TokenBlocks,
+    processes: Processes,
+    micro_batch_size: int,
+    on_batch: Callable[[int], Any] | None = None,
 ) -> Iterator[tuple[Tensor, Forward]]:
-    """This process's share of the blocks, as ids (batch, seq) and what the model makes of them. on_batch is told the tokens done."""
+    """This process's share of the blocks, as ids (batch, seq) and what the model makes of them. on_batch is told the
+    tokens done."""
     for rows, real in processes.shares(np.arange(len(blocks)), micro_batch_size):
         ids = blocks.batch(rows, adapter.device)
         forward = adapter.forward(ids)
@@ -128,8 +134,11 @@ def total(adapter: ModelAdapter, processes: Processes, sums: Tensor) -> Tensor:
     return processes.sum(sums.to(device)).cpu()
 
 
-def _batch_sums(adapter: ModelAdapter, lenses: list[Lens], layers: tuple[int, ...], forward: Forward, ids: Tensor) -> Tensor:
-    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3), float64."""
+def _batch_sums(
+    adapter: ModelAdapter, lenses: list[Lens], layers: tuple[int, ...], forward: Forward, ids: Tensor
+) -> Tensor:
+    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3),
+    float64."""
     sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
     for chunk in chunks(adapter, forward, ids):
         p = chunk.log_p.exp()
@@ -154,7 +163,10 @@ def _sums(log_q: Tensor, p: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
 def aggregate_metrics(evaluation: Evaluation, bits_per_byte: float) -> dict[str, Any]:
     """The figures in the schema of tuned-lens's aggregate_metrics.json, in bits per byte."""
     lenses: dict[str, Any] = {
-        name: {kind: {f"layer_{i}": getattr(layers[i], kind) * bits_per_byte for i in sorted(layers)} for kind in ("ce", "entropy", "kl")}
+        name: {
+            kind: {f"layer_{i}": getattr(layers[i], kind) * bits_per_byte for i in sorted(layers)}
+            for kind in ("ce", "entropy", "kl")
+        }
         for name, layers in evaluation.lenses.items()
     }
     baseline = {kind: {"final": getattr(evaluation.model, kind) * bits_per_byte} for kind in ("ce", "entropy")}
@@ -162,7 +174,8 @@ def aggregate_metrics(evaluation: Evaluation, bits_per_byte: float) -> dict[str,
 
 
 def doubts(evaluation: Evaluation, fitted_layers: tuple[int, ...], lens: str = "tuned") -> list[str]:
-    """One line for each fitted layer whose lens is worse than the logit lens, the unigram model or the uniform distribution."""
+    """One line for each fitted layer whose lens is worse than the logit lens, the unigram model or the uniform
+    distribution."""
     lines = []
     for i in fitted_layers:
         figures = evaluation.lenses[lens][i]

@@ -1,6 +1,7 @@
 """Curves over depth as pictures: one result with its baselines, or any number overlaid or side by side.
 
-A picture is laid out here as plain lines and drawn by `canvas`. Solid is the tuned lens, dashed the logit lens. Nothing here knows a model.
+A picture is laid out here as plain lines and drawn by `canvas`. Solid is the tuned lens, dashed the logit lens. Nothing
+here knows a model.
 """
 
 import logging
@@ -45,7 +46,8 @@ def plot_layers_html(curves: Curves, path: str | Path, lens: Lens = "both") -> N
 
 
 def plot_comparison_png(results: Sequence[Curves], path: str | Path, lens: Lens = "both") -> None:
-    """Overlay any number of results: one colour a model, from light to dark by size within a family where names tell the size."""
+    """Overlay any number of results: one colour a model, from light to dark by size within a family where names tell
+    the size."""
     write_png(comparison_figure(results, lens), Path(path))
     _warn_of_broken(results, path)
 
@@ -75,7 +77,9 @@ def layers_picture(curves: Curves, lens: Lens = "both") -> Picture:
         x, y = curves.joined_to_model(ce)
         colour = PALE if curves.broken else colour
         label = f"{name.capitalize()} lens"
-        lines.append(Line(label=label, group=label, x=x, y=y, colour=colour, dash=dash, width=width, marker=marker, markers=32))
+        lines.append(
+            Line(label=label, group=label, x=x, y=y, colour=colour, dash=dash, width=width, marker=marker, markers=32)
+        )
     if curves.uniform_ce is not None:
         lines.append(_level(f"Uniform: {curves.uniform_ce:.3g}", curves.uniform_ce, GREY, "dotted"))
     if curves.unigram_ce is not None:
@@ -85,7 +89,8 @@ def layers_picture(curves: Curves, lens: Lens = "both") -> Picture:
 
 
 def comparison_picture(results: Sequence[Curves], lens: Lens = "both", title: str = "") -> Picture:
-    """Any number of results on the same axes. Raises DataError where there is none, or one lacks the lens that is asked for."""
+    """Any number of results on the same axes. Raises DataError where there is none, or one lacks the lens that is asked
+    for."""
     if not results:
         raise DataError("there is no result to draw; name at least one")
     looks = {"tuned": ("solid", 2.2), "logit": ("dashed", 1.0 if lens == "both" else 1.6)}
@@ -111,7 +116,8 @@ def comparison_picture(results: Sequence[Curves], lens: Lens = "both", title: st
 
 
 def panels_picture(results: Sequence[Curves], title: str) -> Picture:
-    """Tuned against logit lens, a panel a result on shared axes, with crosses at the layers where the tuned lens is the worse one.
+    """Tuned against logit lens, a panel a result on shared axes, with crosses at the layers where the tuned lens is the
+    worse one.
 
     Raises DataError where there is no result.
     """
@@ -133,7 +139,16 @@ def panels_picture(results: Sequence[Curves], title: str) -> Picture:
         worse = curves.tuned_worse_than_logit
         if curves.tuned_ce is not None and len(worse):
             points = {"x": curves.depth[worse], "y": curves.tuned_ce[worse]}
-            lines.append(Line(label="Tuned worse\nthan logit", group="worse", **points, dash="none", marker="X", markers=len(worse)))
+            lines.append(
+                Line(
+                    label="Tuned worse\nthan logit",
+                    group="worse",
+                    **points,
+                    dash="none",
+                    marker="X",
+                    markers=len(worse),
+                )
+            )
         if curves.uniform_ce is not None:
             lines.append(_level("Uniform", curves.uniform_ce, GREY, "dotted"))
         lines.append(_level("Model", curves.model_ce, BLACK, "solid"))
@@ -159,11 +174,14 @@ def _chosen(curves: Curves, lens: Lens) -> dict[str, np.ndarray]:
 
 
 def _level(label: str, value: float, colour: str, dash: str) -> Line:
-    return Line(label=label, group=label, x=np.array(X_LIMITS), y=np.full(2, value), colour=colour, dash=dash, width=1.3)
+    return Line(
+        label=label, group=label, x=np.array(X_LIMITS), y=np.full(2, value), colour=colour, dash=dash, width=1.3
+    )
 
 
 def _uniform(levels: list[float]) -> list[Line]:
-    """The uniform baseline, which depends on vocabulary and text: one line where the results share it, else the lowest and the highest."""
+    """The uniform baseline, which depends on vocabulary and text: one line where the results share it, else the lowest
+    and the highest."""
     if not levels:
         return []
     low, high = min(levels), max(levels)
@@ -187,7 +205,8 @@ def _warn_of_broken(results: Sequence[Curves], path: str | Path) -> None:
 def _styles(results: list[Curves]) -> dict[Curves, tuple[str, str]]:
     """Colour and marker of each result, in the order of the legend."""
     members = {curves.family: [c for c in results if c.family == curves.family] for curves in results}
-    # Shades say which model is larger, so they are used only where that is known. Two lenses of one model get different colours instead.
+    # Shades say which model is larger, so they are used only where that is known. Two lenses of one model get different
+    # colours instead.
     if any(len({c.parameters for c in group} - {None}) < len(group) for group in members.values() if len(group) > 1):
         pairs = zip(cycle(DISTINCT), cycle(DISTINCT_MARKERS), strict=False)
         return dict(zip(results, pairs, strict=False))

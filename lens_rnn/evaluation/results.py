@@ -1,8 +1,9 @@
 """Result files: `aggregate_metrics.json` in the tuned-lens schema, ours and published ones, as curves over depth.
 
-The schema is `{"logit"|"tuned": {"ce"|"entropy"|"kl": {"layer_0": x}}, "baseline": {"ce"|"entropy": {"final": x}}}`, in bits per byte.
-It does not say what a layer is, and families differ, so `eval/perplexity.py` adds a key "lens_rnn" with the depth of each layer and the
-baselines. For a file without that key the family decides; it is given (`mamba:FILE`) or named by a folder (`mamba/130m/FILE`).
+The schema is `{"logit"|"tuned": {"ce"|"entropy"|"kl": {"layer_0": x}}, "baseline": {"ce"|"entropy": {"final": x}}}`, in
+bits per byte. It does not say what a layer is, and families differ, so `eval/perplexity.py` adds a key "lens_rnn" with
+the depth of each layer and the baselines. For a file without that key the family decides; it is given (`mamba:FILE`) or
+named by a folder (`mamba/130m/FILE`).
 """
 
 import json
@@ -22,7 +23,8 @@ import numpy as np
 FILE_NAME = "aggregate_metrics.json"
 SCRIPT = "eval/perplexity.py"
 PUBLISHED_UNIFORM = 3.63
-"""Bits per byte of the uniform distribution over the vocabulary that the published Mamba, RWKV-4 and Pythia results share."""
+"""Bits per byte of the uniform distribution over the vocabulary that the published Mamba, RWKV-4 and Pythia results
+share."""
 FAMILIES = {"mamba": "mamba", "rwkv": "rwkv", "pythia": "gpt_neox", "gpt_neox": "gpt_neox"}
 """What a folder or a `FAMILY:` prefix may say, and the family it means."""
 HOW_TO_NAME = f"say it as FAMILY:PATH with one of {', '.join(FAMILIES)}"
@@ -44,7 +46,8 @@ def read_results(specs: Sequence[str]) -> list[Curves]:
 
 
 def find_results(specs: Sequence[str]) -> list[str]:
-    """Every result that the specs stand for, each once: a folder that holds none itself stands for all in the folders below it, by path.
+    """Every result that the specs stand for, each once: a folder that holds none itself stands for all in the folders
+    below it, by path.
 
     Raises DataError where such a folder has none.
     """
@@ -61,7 +64,8 @@ def find_results(specs: Sequence[str]) -> list[str]:
 
 
 def read_curves(spec: str | Path) -> Curves:
-    """The curves in a result file or in a folder that holds one; `FAMILY:PATH` names the family where the file does not.
+    """The curves in a result file or in a folder that holds one; `FAMILY:PATH` names the family where the file does
+    not.
 
     Raises DataError where the file is missing, is not a result, or does not let the depth of its layers be known.
     """
@@ -76,7 +80,9 @@ def read_curves(spec: str | Path) -> Curves:
         name = _published_name(family, path)
     else:
         if about.get("units", UNITS) != UNITS:
-            raise DataError(f"{path} is in {about['units']}, but curves are drawn in {UNITS}; write it again with {SCRIPT}")
+            raise DataError(
+                f"{path} is in {about['units']}, but curves are drawn in {UNITS}; write it again with {SCRIPT}"
+            )
         depth = result.depth()
         name = Path(str(about.get("model") or path.resolve().parent)).name
         family = str(about["family"]) if about.get("family") else family
@@ -97,7 +103,8 @@ def read_curves(spec: str | Path) -> Curves:
 
 
 class _Result:
-    """A result file whose parts are asked for by dotted key; whatever is wrong is a DataError that names file and key."""
+    """A result file whose parts are asked for by dotted key; whatever is wrong is a DataError that names file and
+    key."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -141,7 +148,10 @@ class _Result:
         table = self.table(key)
         names = [f"layer_{i}" for i in range(len(table))]
         if missing := next((name for name in names if name not in table), None):
-            raise DataError(f"{self.path}: {key} has {len(table)} entries but no {missing}; layers must run from layer_0 without a gap")
+            raise DataError(
+                f"{self.path}: {key} has {len(table)} entries but no {missing}; layers must run from layer_0 without "
+                "a gap"
+            )
         if not names:
             raise DataError(f"{self.path}: {key} has no layers; run {SCRIPT} again")
         if expected is not None and len(names) != expected:
@@ -155,15 +165,21 @@ class _Result:
         return depth
 
     def transfer(self, depth: np.ndarray) -> LayerTransfer:
-        """tuned.layer_transfer, as {"ce"|"kl": {translator: {source: x}}}. The translator one past the last layer belongs to depth 1."""
+        """tuned.layer_transfer, as {"ce"|"kl": {translator: {source: x}}}. The translator one past the last layer
+        belongs to depth 1."""
         key = "tuned.layer_transfer"
         depths = {f"layer_{i}": value for i, value in enumerate(np.append(depth, 1.0))}
         table = self.table(f"{key}.ce")
         first = next(iter(table.values()), None)
         if not isinstance(first, dict) or not first or not first.keys() <= table.keys() <= depths.keys():
-            raise DataError(f"{self.path}: {key}.ce must hold translator: {{source: number}}, with layers of the result as both")
+            raise DataError(
+                f"{self.path}: {key}.ce must hold translator: {{source: number}}, with layers of the result as both"
+            )
         rows, sources = ([name for name in depths if name in names] for names in (table, first))
-        ce, kl = (np.array([[self.number(f"{key}.{kind}.{row}.{source}") for source in sources] for row in rows]) for kind in ("ce", "kl"))
+        ce, kl = (
+            np.array([[self.number(f"{key}.{kind}.{row}.{source}") for source in sources] for row in rows])
+            for kind in ("ce", "kl")
+        )
         return LayerTransfer(
             translator_depth=np.array([depths[name] for name in rows]),
             source_depth=np.array([depths[name] for name in sources]),
@@ -197,7 +213,8 @@ def _split(spec: str) -> tuple[str | None, Path]:
 
 
 def _family_of_folders(path: Path) -> str:
-    """From the published layout FAMILY/SIZE/FILE or FAMILY/FILE. Folders further up say nothing about what the file holds."""
+    """From the published layout FAMILY/SIZE/FILE or FAMILY/FILE. Folders further up say nothing about what the file
+    holds."""
     for folder in path.resolve().parents[:2]:
         if folder.name.lower() in FAMILIES:
             return folder.name.lower()
@@ -205,7 +222,8 @@ def _family_of_folders(path: Path) -> str:
 
 
 def _published_depth(family: str, rows: int) -> np.ndarray:
-    """(rows,) Mamba's rows are the outputs of all blocks but the last, RWKV's of all blocks, Pythia's are the inputs of all blocks."""
+    """(rows,) Mamba's rows are the outputs of all blocks but the last, RWKV's of all blocks, Pythia's are the inputs of
+    all blocks."""
     index = np.arange(rows)
     return {"mamba": (index + 1) / (rows + 1), "rwkv": (index + 1) / rows, "gpt_neox": index / rows}[family]
 

@@ -1,4 +1,5 @@
-"""What a lens says on the whole, and how far two lenses are apart: marginal token distributions, Jensen–Shannon divergence."""
+"""What a lens says on the whole, and how far two lenses are apart: marginal token distributions, Jensen–Shannon
+divergence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from tuned_lens.nn.lenses import Lens
 class Marginals:
     """How often each token is predicted: predictions averaged over all positions.
 
-    A lens whose marginal is far from the model's is biased: it prefers tokens whatever the text (Belrose et al. 2023, section 3).
+    A lens whose marginal is far from the model's is biased: it prefers tokens whatever the text (Belrose et al. 2023,
+    section 3).
     """
 
     model: np.ndarray
@@ -34,14 +36,17 @@ class Marginals:
 
     def kl(self, lens: str) -> np.ndarray:
         """KL(model's marginal ‖ lens's) in nats, (layers): the lens's bias."""
-        least = np.finfo(np.float64).tiny  # keeps a lens that is certain of another token everywhere from being infinitely wrong
+        least = np.finfo(
+            np.float64
+        ).tiny  # keeps a lens that is certain of another token everywhere from being infinitely wrong
         return -(self.model * np.log(self.lenses[lens].clip(min=least))).sum(-1) - _entropy(self.model)
 
     def metrics(self) -> dict[str, Any]:
         """Entropy and KL by lens and layer, in nats."""
         kinds = {"entropy": self.entropy, "kl": self.kl}
         lenses = {
-            name: {kind: {f"layer_{i}": float(x) for i, x in enumerate(of(name))} for kind, of in kinds.items()} for name in self.lenses
+            name: {kind: {f"layer_{i}": float(x) for i, x in enumerate(of(name))} for kind, of in kinds.items()}
+            for name in self.lenses
         }
         return {"units": "nats", "model": {"entropy": _entropy(self.model)}} | lenses
 
@@ -56,7 +61,8 @@ def marginals(
     micro_batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Marginals:
-    """Average the predictions of the model and of every lens at every layer over all blocks, shared among the processes.
+    """Average the predictions of the model and of every lens at every layer over all blocks, shared among the
+    processes.
 
     on_batch is told the tokens done.
     """
@@ -87,7 +93,8 @@ def js_between(
     micro_batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
 ) -> np.ndarray:
-    """Mean over tokens of the Jensen–Shannon divergence between two lenses of one model, in nats, (layers); 0 at a trivial layer.
+    """Mean over tokens of the Jensen–Shannon divergence between two lenses of one model, in nats, (layers); 0 at a
+    trivial layer.
 
     Blocks are shared among the processes; on_batch is told the tokens done.
     """
@@ -103,13 +110,15 @@ def js_between(
 
 
 def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats (…), with m = (p + q) / 2, of log-probabilities (…, vocab): from 0 to ln 2, symmetric."""
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats (…), with m = (p + q) / 2, of log-probabilities (…, vocab): from 0 to ln 2,
+    symmetric."""
     log_m = torch.logaddexp(log_p, log_q) - log(2)
     return (torch.linalg.vecdot(log_p.exp(), log_p - log_m) + torch.linalg.vecdot(log_q.exp(), log_q - log_m)) / 2
 
 
 def _summed(log_q: Tensor) -> Tensor:
-    """Σ over tokens of q (vocab), float64. In float32 a token that a lens never thinks of would have probability 0, and an infinite KL."""
+    """Σ over tokens of q (vocab), float64. In float32 a token that a lens never thinks of would have probability 0, and
+    an infinite KL."""
     return log_q.logsumexp(0).cpu().double().exp()
 
 

@@ -13,14 +13,16 @@ import plotly.graph_objects as go
 
 STYLE = (
     "body{font:16px Helvetica,Arial,sans-serif;color:#1a1a1a;max-width:1240px;margin:24px auto;padding:0 16px}"
-    "table{border-collapse:collapse;font-size:14px}td,th{padding:4px 10px;border-bottom:1px solid #e4e4e4;text-align:left}"
+    "table{border-collapse:collapse;font-size:14px}td,th{padding:4px 10px;border-bottom:1px solid "
+    "#e4e4e4;text-align:left}"
     "figure{margin:32px 0;overflow-x:auto}.wide{overflow-x:auto}"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One result in bits per byte. Means and layers leave out a layer at depth 1, which is the model's own prediction."""
+    """One result in bits per byte. Means and layers leave out a layer at depth 1, which is the model's own
+    prediction."""
 
     result: str
     """Its name."""

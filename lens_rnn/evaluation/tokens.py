@@ -18,7 +18,9 @@ def token_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 
     Bytes that are a part of a character only become \\xe6, ids that the tokenizer does not have ⟨id⟩.
     """
-    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # how GPT-2's tokenizer, and many since, writes bytes
+    bytes_of = {
+        letter: byte for byte, letter in bytes_to_unicode().items()
+    }  # how GPT-2's tokenizer, and many since, writes bytes
 
     @cache
     def read(token: int) -> str:
@@ -42,7 +44,8 @@ def token_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
 def visible(text: str, width: int | None = None) -> str:
     """`text` in one line of printing characters, at most `width` of them.
 
-    A space is ␣, a line end ↵, a tab ⇥, eight spaces ␣×8, a zero-width space ⟨200b⟩, nothing at all ∅; what is cut off ends in ….
+    A space is ␣, a line end ↵, a tab ⇥, eight spaces ␣×8, a zero-width space ⟨200b⟩, nothing at all ∅; what is cut off
+    ends in ….
     """
     shown = _RUN.sub(lambda run: f"{run[1]}×{len(run[0])}", "".join(_visible(character) for character in text)) or "∅"
     return shown if width is None or len(shown) <= width else f"{shown[: width - 1]}…"

@@ -1,6 +1,7 @@
 """Prediction trajectories: what a lens reads at each layer and token of one text, and what the model says in the end.
 
-Belrose et al. 2023, arXiv 2303.08112, figure 1. Arrays are (rows, tokens): one row for each layer read, the last for the model itself.
+Belrose et al. 2023, arXiv 2303.08112, figure 1. Arrays are (rows, tokens): one row for each layer read, the last for
+the model itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,8 @@ NO_TARGET = -1
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
-    """Predictions by layer and token of one text. A trivial layer has no row: it is the model itself, which is the last row."""
+    """Predictions by layer and token of one text. A trivial layer has no row: it is the model itself, which is the last
+    row."""
 
     layers: tuple[int, ...]
     """The layer of each row but the last."""
@@ -59,17 +61,20 @@ class Trajectory:
         return rows, tokens
 
     def values(self, statistic: str) -> np.ndarray:
-        """(rows, tokens) of a statistic by its name in STATISTICS, float; NaN where it needs a target and there is none."""
+        """(rows, tokens) of a statistic by its name in STATISTICS, float; NaN where it needs a target and there is
+        none."""
         return named(statistic).of(self)
 
     def minus(self, other: "Trajectory", statistic: str) -> np.ndarray:
-        """(rows, tokens): a statistic here less what it is in `other`, another lens, model or text of as many rows and tokens.
+        """(rows, tokens): a statistic here less what it is in `other`, another lens, model or text of as many rows and
+        tokens.
 
         Raises DataError if the shapes differ.
         """
         if self.shape != other.shape:
             raise DataError(
-                f"trajectories of {self.shape[0]} rows × {self.shape[1]} tokens and {other.shape[0]} × {other.shape[1]} "
+                f"trajectories of {self.shape[0]} rows × {self.shape[1]} tokens and {other.shape[0]} × "
+                f"{other.shape[1]} "
                 "have no difference; read texts of the same length at the same layers"
             )
         return self.values(statistic) - other.values(statistic)
@@ -85,7 +90,9 @@ class Trajectory:
             for name, statistic in STATISTICS.items()
         }
         return {
-            "rows": [{"name": name, "depth": float(depth)} for name, depth in zip(self.names, self.depths, strict=True)],
+            "rows": [
+                {"name": name, "depth": float(depth)} for name, depth in zip(self.names, self.depths, strict=True)
+            ],
             "tokens": [{"id": i, "text": text(i)} for i in self.input_ids.tolist()],
             "targets": [None if i == NO_TARGET else {"id": i, "text": text(i)} for i in self.targets.tolist()],
             "statistics": statistics,
@@ -113,7 +120,9 @@ STATISTICS: Mapping[str, Statistic] = MappingProxyType(
         "ce": Statistic("Cross-entropy of the target", "nats", lambda t: t.ce),
         "kl": Statistic("KL divergence from the model", "nats", lambda t: t.kl),
         "rank": Statistic("Rank of the target", "rank", lambda t: np.where(t.targets == NO_TARGET, np.nan, t.rank)),
-        "probability": Statistic("Probability of the likeliest token", "probability", lambda t: t.top_probabilities[..., 0]),
+        "probability": Statistic(
+            "Probability of the likeliest token", "probability", lambda t: t.top_probabilities[..., 0]
+        ),
     }
 )
 """What a trajectory can be asked for, by name."""
@@ -136,13 +145,14 @@ def predict(
     top_k: int = 20,
     stride: int = 1,
 ) -> Trajectory:
-    """Read one text, input_ids (tokens), at every layer that is not trivial, or every `stride`-th of them, and at the model's output.
+    """Read one text, input_ids (tokens), at every layer that is not trivial, or every `stride`-th of them, and at the
+    model's output.
 
-    targets (tokens): what each position should predict, NO_TARGET for nothing; by default the next token. Logits are held for a few
-    hundred tokens and one layer at a time.
+    targets (tokens): what each position should predict, NO_TARGET for nothing; by default the next token. Logits are
+    held for a few hundred tokens and one layer at a time.
 
-    Raises DataError for no tokens, more than the model can read, ids that it does not have, or another number of targets; ConfigError
-    for a top_k or stride below 1.
+    Raises DataError for no tokens, more than the model can read, ids that it does not have, or another number of
+    targets; ConfigError for a top_k or stride below 1.
     """
     if top_k < 1 or stride < 1:
         raise ConfigError(f"top_k is {top_k} and stride {stride}; both must be at least 1")
@@ -150,10 +160,14 @@ def predict(
     if not len(ids):
         raise DataError("the text has no tokens; give at least one")
     if adapter.longest_sequence is not None and len(ids) > adapter.longest_sequence:
-        raise DataError(f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it")
+        raise DataError(
+            f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it"
+        )
     wanted = np.append(ids[1:], NO_TARGET) if targets is None else _checked(targets, adapter, NO_TARGET)
     if len(wanted) != len(ids):
-        raise DataError(f"there are {len(wanted)} targets for {len(ids)} tokens; give one a token, {NO_TARGET} for none")
+        raise DataError(
+            f"there are {len(wanted)} targets for {len(ids)} tokens; give one a token, {NO_TARGET} for none"
+        )
 
     batch = torch.from_numpy(ids)[None].to(adapter.device)
     layers = adapter.fitted_layers[::stride]
@@ -163,7 +177,9 @@ def predict(
         labels = torch.from_numpy(wanted[done : done + tokens]).to(batch.device)
         parts.append(_read(lens, layers, chunk._replace(labels=labels), min(top_k, adapter.vocab_size)))
         done += tokens
-    entropy, ce, kl, rank, top_probabilities, top_ids = (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+    entropy, ce, kl, rank, top_probabilities, top_ids = (
+        np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
+    )
     return Trajectory(
         layers=layers,
         depths=np.array([*(adapter.depth(layer) for layer in layers), 1.0]),
@@ -201,10 +217,15 @@ def _read(lens: Lens, layers: Sequence[int], chunk: Chunk, k: int) -> list[np.nd
 
 
 def _checked(ids: Tensor | Sequence[int], adapter: ModelAdapter, lowest: int) -> np.ndarray:
-    """Token ids (tokens), int64. Raises DataError unless it is a sequence of whole numbers between `lowest` and the vocabulary's end."""
+    """Token ids (tokens), int64. Raises DataError unless it is a sequence of whole numbers between `lowest` and the
+    vocabulary's end."""
     array = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids if len(ids) else np.empty(0, np.int64))
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(f"token ids have the shape {array.shape} and type {array.dtype}; give one sequence of whole numbers")
+        raise DataError(
+            f"token ids have the shape {array.shape} and type {array.dtype}; give one sequence of whole numbers"
+        )
     if len(array) and not (lowest <= array.min() and array.max() < adapter.vocab_size):
-        raise DataError(f"token ids run from {array.min()} to {array.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}")
+        raise DataError(
+            f"token ids run from {array.min()} to {array.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}"
+        )
     return array.astype(np.int64)

@@ -1,7 +1,8 @@
 """Prediction trajectories as heat maps: PNG by matplotlib, HTML by plotly.
 
-Tokens run to the right, layers upwards by the fraction of blocks applied, the model on top. A cell shows the likeliest token, and by its
-colour a statistic: the darker, the surer. Long texts have narrow cells without words. The page says more of a cell that is pointed at.
+Tokens run to the right, layers upwards by the fraction of blocks applied, the model on top. A cell shows the likeliest
+token, and by its colour a statistic: the darker, the surer. Long texts have narrow cells without words. The page says
+more of a cell that is pointed at.
 """
 
 import html
@@ -76,7 +77,13 @@ class _Picture:
 
 
 def plot_trajectory_html(
-    trajectory: Trajectory, text: Reader, path: str | Path, statistic: str = "entropy", *, title: str = "", minus: Trajectory | None = None
+    trajectory: Trajectory,
+    text: Reader,
+    path: str | Path,
+    statistic: str = "entropy",
+    *,
+    title: str = "",
+    minus: Trajectory | None = None,
 ) -> None:
     """Write `html_figure` as a page that holds all it needs and works offline (about 5 MB)."""
     figure = html_figure(trajectory, text, statistic, title=title, minus=minus)
@@ -85,18 +92,32 @@ def plot_trajectory_html(
 
 
 def plot_trajectory_png(
-    trajectory: Trajectory, text: Reader, path: str | Path, statistic: str = "entropy", *, title: str = "", minus: Trajectory | None = None
+    trajectory: Trajectory,
+    text: Reader,
+    path: str | Path,
+    statistic: str = "entropy",
+    *,
+    title: str = "",
+    minus: Trajectory | None = None,
 ) -> None:
     """Write `png_figure`."""
     figure = png_figure(trajectory, text, statistic, title=title, minus=minus)
     # Without its version stamp the same trajectory gives the same bytes.
-    write_atomically(Path(path), lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None}))
+    write_atomically(
+        Path(path), lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    )
 
 
 def html_figure(
-    trajectory: Trajectory, text: Reader, statistic: str = "entropy", *, title: str = "", minus: Trajectory | None = None
+    trajectory: Trajectory,
+    text: Reader,
+    statistic: str = "entropy",
+    *,
+    title: str = "",
+    minus: Trajectory | None = None,
 ) -> go.Figure:
-    """A trajectory as a plotly heat map that names the likeliest tokens and all statistics of the cell that is pointed at.
+    """A trajectory as a plotly heat map that names the likeliest tokens and all statistics of the cell that is pointed
+    at.
 
     minus: another trajectory; then the colours say how much larger the statistic is here.
     Raises ConfigError for an unknown statistic, DataError where the two differ in shape.
@@ -106,7 +127,11 @@ def html_figure(
     bar = {"title": {"text": _safe(picture.bar), "side": "right"}, "thickness": 14, "outlinewidth": 0, "len": 1.0}
     if picture.ticks:
         bar |= {"tickvals": list(picture.ticks), "ticktext": list(picture.ticks.values())}
-    words = {"text": [[_safe(cell) for cell in row] for row in picture.cells], "texttemplate": "%{text}"} if picture.has_words else {}
+    words = (
+        {"text": [[_safe(cell) for cell in row] for row in picture.cells], "texttemplate": "%{text}"}
+        if picture.has_words
+        else {}
+    )
     figure = go.Figure()
     figure.add_heatmap(
         z=[[None if np.isnan(x) else float(x) for x in row] for row in picture.colour],
@@ -129,12 +154,19 @@ def html_figure(
         template="none",
         plot_bgcolor=NOTHING,
         font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        hoverlabel={"align": "left", "bgcolor": "white", "bordercolor": GREY, "font": {"family": "monospace", "size": 13, "color": INK}},
+        hoverlabel={
+            "align": "left",
+            "bgcolor": "white",
+            "bordercolor": GREY,
+            "font": {"family": "monospace", "size": 13, "color": INK},
+        },
         width=max(640, 190 + across * n_tokens),
         height=max(320, 190 + up * n_rows),
         margin={"l": 76, "r": 100, "t": 56, "b": 64 if picture.has_words else 120},
-        xaxis=axis | {"title": X_TITLE, "tickvals": list(range(n_tokens)), "ticktext": [_safe(c) for c in picture.columns]},
-        yaxis=axis | {"title": Y_TITLE, "tickvals": picture.row_places, "ticktext": [picture.rows[i] for i in picture.row_places]},
+        xaxis=axis
+        | {"title": X_TITLE, "tickvals": list(range(n_tokens)), "ticktext": [_safe(c) for c in picture.columns]},
+        yaxis=axis
+        | {"title": Y_TITLE, "tickvals": picture.row_places, "ticktext": [picture.rows[i] for i in picture.row_places]},
     )
     size, angle = (12, 0) if picture.has_words else (9, -90)
     figure.update_xaxes(tickangle=angle, tickfont={"size": size, "family": MONOSPACED})
@@ -143,13 +175,22 @@ def html_figure(
 
 
 def png_figure(
-    trajectory: Trajectory, text: Reader, statistic: str = "entropy", *, title: str = "", minus: Trajectory | None = None
+    trajectory: Trajectory,
+    text: Reader,
+    statistic: str = "entropy",
+    *,
+    title: str = "",
+    minus: Trajectory | None = None,
 ) -> Figure:
     """A trajectory as a matplotlib figure. Arguments and errors as for `html_figure`."""
     picture = _picture(trajectory, text, statistic, title, minus)
     n_rows, n_tokens = trajectory.shape
     across, up = (0.56, 0.26) if picture.has_words else (min(0.12, 20 / n_tokens), 0.2)
-    figure = Figure(figsize=(max(5.5, 1.9 + across * n_tokens), max(2.6, 1.5 + up * n_rows)), layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(max(5.5, 1.9 + across * n_tokens), max(2.6, 1.5 + up * n_rows)),
+        layout="constrained",
+        facecolor="white",
+    )
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = LinearSegmentedColormap.from_list("ramp", picture.ramp).with_extremes(bad=NOTHING)
@@ -222,7 +263,10 @@ def _picture(trajectory: Trajectory, text: Reader, statistic: str, title: str, m
         bar=bar,
         colour=colour,
         cells=[[visible(text(i), CELL_WIDTH) for i in row] for row in trajectory.top_ids[..., 0].tolist()],
-        columns=[visible(text(i), TICK_WIDTH if trajectory.shape[1] > MOST_WORDS else CELL_WIDTH) for i in trajectory.input_ids.tolist()],
+        columns=[
+            visible(text(i), TICK_WIDTH if trajectory.shape[1] > MOST_WORDS else CELL_WIDTH)
+            for i in trajectory.input_ids.tolist()
+        ],
         rows=[*(f"{depth:.2f}" for depth in trajectory.depths[:-1]), "model"],
         **look,
     )
@@ -249,19 +293,29 @@ def _largest(values: np.ndarray) -> float:
 def _hover(trajectory: Trajectory, text: Reader) -> list[list[str]]:
     """(rows, tokens): what is said of each cell, as plotly's HTML."""
     said = partial(visible, width=HOVER_WIDTH)
-    statistics = [(about.title, " nats" if about.unit == "nats" else "", about.of(trajectory)) for about in STATISTICS.values()]
+    statistics = [
+        (about.title, " nats" if about.unit == "nats" else "", about.of(trajectory)) for about in STATISTICS.values()
+    ]
     heads = []
-    for place, (token, target) in enumerate(zip(trajectory.input_ids.tolist(), trajectory.targets.tolist(), strict=True)):
+    for place, (token, target) in enumerate(
+        zip(trajectory.input_ids.tolist(), trajectory.targets.tolist(), strict=True)
+    ):
         wanted = "" if target == NO_TARGET else f"<br>target {_safe(said(text(target)))}"
         heads.append(f"after token {place}, {_safe(said(text(token)))}{wanted}<br>")
     rows = []
     for row, name in enumerate(trajectory.names):
         cells = []
         for token, head in enumerate(heads):
-            ids, probabilities = (top[row, token, :HOVER_TOP].tolist() for top in (trajectory.top_ids, trajectory.top_probabilities))
-            tops = "".join(f"<br>{100 * p:5.1f} %  {_safe(said(text(i)))}" for i, p in zip(ids, probabilities, strict=True))
+            ids, probabilities = (
+                top[row, token, :HOVER_TOP].tolist() for top in (trajectory.top_ids, trajectory.top_probabilities)
+            )
+            tops = "".join(
+                f"<br>{100 * p:5.1f} %  {_safe(said(text(i)))}" for i, p in zip(ids, probabilities, strict=True)
+            )
             figures = "".join(
-                f"<br>{title}: {value[row, token]:.4g}{unit}" for title, unit, value in statistics if not np.isnan(value[row, token])
+                f"<br>{title}: {value[row, token]:.4g}{unit}"
+                for title, unit, value in statistics
+                if not np.isnan(value[row, token])
             )
             cells.append(f"<b>{name}</b> {head}{tops}<br>{figures}")
         rows.append(cells)

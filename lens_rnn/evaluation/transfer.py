@@ -1,4 +1,5 @@
-"""Layer transfer: how well each translator reads the hidden states of every other layer (Belrose et al. 2023, arXiv 2303.08112).
+"""Layer transfer: how well each translator reads the hidden states of every other layer (Belrose et al. 2023, arXiv
+2303.08112).
 
 Layers that speak alike can be read by one another's translators.
 """
@@ -20,7 +21,8 @@ from tuned_lens.nn.lenses import Lens
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """Means over tokens in nats a token, float64 (translators, sources): row t reads the states of layer s, column s, with translator t."""
+    """Means over tokens in nats a token, float64 (translators, sources): row t reads the states of layer s, column s,
+    with translator t."""
 
     ce: np.ndarray
     """Cross-entropy of the next token."""
@@ -28,9 +30,13 @@ class Transfer:
     """KL(what layer s's own translator reads ‖ what translator t reads): 0 on the diagonal."""
 
     def metrics(self, bits_per_byte: float) -> dict[str, dict[str, dict[str, float]]]:
-        """{"ce" | "kl": {translator: {source: x}}}, the `layer_transfer` of tuned-lens's aggregate_metrics.json, in bits per byte."""
+        """{"ce" | "kl": {translator: {source: x}}}, the `layer_transfer` of tuned-lens's aggregate_metrics.json, in
+        bits per byte."""
         return {
-            kind: {f"layer_{t}": {f"layer_{s}": float(x) * bits_per_byte for s, x in enumerate(row)} for t, row in enumerate(matrix)}
+            kind: {
+                f"layer_{t}": {f"layer_{s}": float(x) * bits_per_byte for s, x in enumerate(row)}
+                for t, row in enumerate(matrix)
+            }
             for kind, matrix in (("ce", self.ce), ("kl", self.kl))
         }
 
@@ -45,7 +51,8 @@ def layer_transfer(
     micro_batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
 ) -> Transfer:
-    """Read every layer with every translator on all blocks, shared among the processes: n_layers² readings of each token.
+    """Read every layer with every translator on all blocks, shared among the processes: n_layers² readings of each
+    token.
 
     on_batch is told the tokens done.
     """

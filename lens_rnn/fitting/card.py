@@ -1,4 +1,5 @@
-"""The files of a fitted lens: the artifact, fit.json, and the model card with its figure, which is made from fit.json."""
+"""The files of a fitted lens: the artifact, fit.json, and the model card with its figure, which is made from
+fit.json."""
 
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ lens-rnn by minimising {loss} on {tokens:,} tokens of `{source}`{origin} with {o
 |---|---|---|---|---|---|
 {rows}
 
-KL in nats per token from the model's own predictions, on {eval_tokens:,} held-out tokens of `{eval_source}`. Baselines in bits per byte:
-model {model_ce:.3f}, {unigram}uniform {uniform_ce:.3f}.
+KL in nats per token from the model's own predictions, on {eval_tokens:,} held-out tokens of
+`{eval_source}`. Baselines in bits per byte: model {model_ce:.3f}, {unigram}uniform {uniform_ce:.3f}.
 
 ![Cross-entropy of both lenses over the depth of the model]({figure})
 
@@ -54,8 +55,8 @@ model = AutoModelForCausalLM.from_pretrained({model})
 lens = TunedLens.from_model_and_pretrained(model, lens_resource_id={folder})
 ```"""
 
-_STOCK_WITH_OURS = """[tuned-lens](https://github.com/AlignmentResearch/tuned-lens)'s own class takes the translators once it is given the
-norm and head, which it does not find by itself in every architecture:
+_STOCK_WITH_OURS = """[tuned-lens](https://github.com/AlignmentResearch/tuned-lens)'s own class takes the
+translators once it is given the norm and head, which it does not find by itself in every architecture:
 
 ```python
 {fetch}from lens_rnn.lens import Unembedding
@@ -75,22 +76,32 @@ def save_fit(folder: Path, lens: TunedLens, report: dict[str, Any], repo_id: str
 
 
 def write_card(folder: Path, report: dict[str, Any], repo_id: str | None = None) -> None:
-    """Write README.md and its figure beside a lens, from the content of its fit.json. repo_id: where the lens will be pushed to."""
+    """Write README.md and its figure beside a lens, from the content of its fit.json. repo_id: where the lens will be
+    pushed to."""
     plot_layers_png(_curves(report), folder / artifacts.FIGURE)
     artifacts.write_atomically(folder / artifacts.CARD, lambda file: file.write(model_card(report, repo_id).encode()))
 
 
 def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
-    """Markdown from the content of fit.json. repo_id: the model repository on the Hub that holds the lens, if one does."""
+    """Markdown from the content of fit.json. repo_id: the model repository on the Hub that holds the lens, if one
+    does."""
     rows = "\n".join(
-        f"| {i} | {row['depth']:.2f} | {row['kl_logit']:.3f} | {row['kl_tuned']:.3f} | {row['ce_logit']:.3f} | {row['ce_tuned']:.3f} |"
+        f"| {i} | {row['depth']:.2f} | {row['kl_logit']:.3f} | {row['kl_tuned']:.3f} | {row['ce_logit']:.3f} | "
+        f"{row['ce_tuned']:.3f} |"
         for i, row in report["layers"].items()
     )
-    model, fit, held_out, baselines = report["model"], report["data"]["fit"], report["data"]["eval"], report["baselines"]
+    model, fit, held_out, baselines = (
+        report["model"],
+        report["data"]["fit"],
+        report["data"]["eval"],
+        report["baselines"],
+    )
     revision, unigram = model["revision"], baselines["unigram_ce"]
     commit = fit["origin"].get("commit")
     load_model = f'"{model["name"]}"' + (f', revision="{revision}"' if revision else "")
-    stock = _STOCK if model.get("stock_attaches") else _STOCK_WITH_OURS  # a fit.json from before does not say; the latter is right of any
+    stock = (
+        _STOCK if model.get("stock_attaches") else _STOCK_WITH_OURS
+    )  # a fit.json from before does not say; the latter is right of any
     fetch = "from huggingface_hub import snapshot_download\n" if repo_id else ""
     return _CARD.format(
         front_matter=_front_matter(report),
@@ -110,12 +121,15 @@ def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
         figure=artifacts.FIGURE,
         model=load_model,
         where=repo_id or _HERE,
-        stock=stock.format(fetch=fetch, model=load_model, folder=f'snapshot_download("{repo_id}")' if repo_id else f'"{_HERE}"'),
+        stock=stock.format(
+            fetch=fetch, model=load_model, folder=f'snapshot_download("{repo_id}")' if repo_id else f'"{_HERE}"'
+        ),
     )
 
 
 def _front_matter(report: dict[str, Any]) -> str:
-    """What the Hub reads of a card. It refuses a base model or data set that it does not have, so files of this machine are not named."""
+    """What the Hub reads of a card. It refuses a base model or data set that it does not have, so files of this machine
+    are not named."""
     model, fit = report["model"], report["data"]["fit"]
     values = {"library_name": "lens-rnn", "tags": ["tuned-lens", "interpretability", model["model_type"]]}
     values |= {"base_model": model["name"]} if model["revision"] else {}

@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. `identity` is everything that decides the run's numbers; another one is never continued."""
+    """The folder of a run's checkpoints. `identity` is everything that decides the run's numbers; another one is never
+    continued."""
 
     def __init__(self, folder: Path, identity: dict[str, Any]):
         self.folder = folder
@@ -35,7 +36,8 @@ class Checkpoints:
     def last(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None if there is none yet.
 
-        Raises FitError if it was written by a run with another identity, naming the difference, or if there are some and all are damaged.
+        Raises FitError if it was written by a run with another identity, naming the difference, or if there are some
+        and all are damaged.
         """
         paths = self._paths()
         for path in reversed(paths):
@@ -43,7 +45,9 @@ class Checkpoints:
                 state = torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # torch raises a dozen types for a damaged file
                 # Damaged from outside, since a checkpoint is renamed only when whole: the one before it will do.
-                log.warning("cannot read %s (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
+                log.warning(
+                    "cannot read %s (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__
+                )
                 continue
             self._compare(state["identity"])
             return state
@@ -52,7 +56,8 @@ class Checkpoints:
         return None
 
     def last_of_all(self, processes: Processes) -> dict[str, Any] | None:
-        """The newest checkpoint of any process, on every one: where machines have folders of their own, one alone has it.
+        """The newest checkpoint of any process, on every one: where machines have folders of their own, one alone has
+        it.
 
         Raises on every process what `last` raises on one.
         """
@@ -69,4 +74,6 @@ class Checkpoints:
         for name in self.identity | saved:
             was, now = saved.get(name), self.identity.get(name)
             if was != now:
-                raise FitError(f"cannot resume: {name} was {was} and is now {now}; set it back, or start anew with --overwrite")
+                raise FitError(
+                    f"cannot resume: {name} was {was} and is now {now}; set it back, or start anew with --overwrite"
+                )

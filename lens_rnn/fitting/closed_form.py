@@ -1,4 +1,5 @@
-"""Streamed ridge regression: the translators that best map each hidden state to the final norm's input, without a gradient.
+"""Streamed ridge regression: the translators that best map each hidden state to the final norm's input, without a
+gradient.
 
 Symbols, per layer:
 
@@ -6,8 +7,8 @@ Symbols, per layer:
     y   what its translator should add, f − x, with f the final norm's input   (d_model)
     λ   ridge, as a fraction of the mean diagonal of the covariance of x
 
-Minimises mean ‖y − W x − b‖² + λ s ‖W‖² with b free, s the mean diagonal: the penalty pulls towards W = 0, the logit lens.
-Moments are accumulated in float64: a residual stream's mean can be a hundred times its spread.
+Minimises mean ‖y − W x − b‖² + λ s ‖W‖² with b free, s the mean diagonal: the penalty pulls towards W = 0, the logit
+lens. Moments are accumulated in float64: a residual stream's mean can be a hundred times its spread.
 """
 
 from math import isfinite
@@ -118,6 +119,8 @@ def _ridge(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
         covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     )
     if failed:
-        return torch.full_like(xx[:-1], float("inf"))  # too little ridge for this layer: its held-out error is then infinite
+        return torch.full_like(
+            xx[:-1], float("inf")
+        )  # too little ridge for this layer: its held-out error is then infinite
     weight = torch.cholesky_solve(cross, factor).T
     return torch.cat([weight, (mean_y - weight @ mean_x)[:, None]], dim=1)

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 START_TOKENS = 131_072
-SEEN_TOKENS, MOST_PASSES = 524_288, 4  # of the default number of passes: few tokens are worth seeing again, many are not
+SEEN_TOKENS, MOST_PASSES = (
+    524_288,
+    4,
+)  # of the default number of passes: few tokens are worth seeing again, many are not
 Start = Literal["ridge", "zero"]
 
 
@@ -26,24 +29,28 @@ class FitConfig:
     micro_batch_size: int = 8
     """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
     passes: int | None = None
-    """How often each token is seen. Default: as often as makes 524,288 tokens in all, at most 4 times, and at least once."""
+    """How often each token is seen. Default: as often as makes 524,288 tokens in all, at most 4 times, and at least
+    once."""
     optimizer: OptimizerName = "kfac"
     """kfac, adamw, adam, sgd (with tuned-lens's settings) or muon."""
     learning_rate: float | None = None
-    """Highest learning rate. Default: the optimizer's own, 1e-3 for adamw. kfac measures its step lengths; for it this is a factor on
-    them, 1 by default."""
+    """Highest learning rate. Default: the optimizer's own, 1e-3 for adamw. kfac measures its step lengths; for it this
+    is a factor on them, 1 by default."""
     loss: Loss = "kl"
     """kl: match the model's own distribution; ce: predict the next token."""
     start: Start = "ridge"
-    """ridge: closed-form regression onto the final state before the first step; zero: the logit lens, as tuned-lens does."""
+    """ridge: closed-form regression onto the final state before the first step; zero: the logit lens, as tuned-lens
+    does."""
     start_tokens: int | None = None
-    """Tokens that the closed-form start and kfac's input factor look at. Default: 131,072 or 32 × d_model, whichever is more, or all
-    there are."""
+    """Tokens that the closed-form start and kfac's input factor look at. Default: 131,072 or 32 × d_model, whichever is
+    more, or all there are."""
     clip: float = 1.0
-    """Highest norm of one layer's gradient, so that a layer's large gradient does not slow the others. kfac has bounds of its own."""
+    """Highest norm of one layer's gradient, so that a layer's large gradient does not slow the others. kfac has bounds
+    of its own."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the matrix products with the unembedding, and of their results. auto: bfloat16 for a model in it, and where the
-    processor is fast at it, else float32. Softmax and losses are float32, and what is reported is computed in the model's own format."""
+    """Number format of the matrix products with the unembedding, and of their results. auto: bfloat16 for a model in
+    it, and where the processor is fast at it, else float32. Softmax and losses are float32, and what is reported is
+    computed in the model's own format."""
     chunk_tokens: int | None = None
     """Tokens whose logits are held at a time. Default: what suits the device."""
     seed: int = 0
@@ -120,7 +127,8 @@ class FitConfig:
         return self.start == "ridge" or self.optimizer == "kfac"
 
     def product_dtype(self, head: torch.dtype, device: torch.device) -> torch.dtype:
-        """What `products` means for a model whose head has this dtype: float16 would lose the small entries of q − p."""
+        """What `products` means for a model whose head has this dtype: float16 would lose the small entries of q −
+        p."""
         if self.products != "auto":
             return DTYPES[self.products]
         if head in (torch.float16, torch.float32):
@@ -129,7 +137,9 @@ class FitConfig:
 
     def chunk_tokens_on(self, adapter: ModelAdapter, device: torch.device) -> int:
         """Tokens whose logits are held at a time."""
-        return self.chunk_tokens or default_chunk_tokens(adapter.vocab_size, self.product_dtype(adapter.dtype, device), device.type)
+        return self.chunk_tokens or default_chunk_tokens(
+            adapter.vocab_size, self.product_dtype(adapter.dtype, device), device.type
+        )
 
 
 def _is_fast_at_bfloat16(device: torch.device) -> bool:

@@ -1,9 +1,10 @@
 """The fit: closed-form start, then steps of an optimizer on the fused objective, over all processes of the run.
 
-    blocks → batch of this step → this process's share → forward pass → chunks → per-layer gradient → one sum over processes → step
+    blocks → batch of this step → this process's share → forward pass → chunks → per-layer gradient → one sum over
+    processes → step
 
-Which blocks a step sees is a function of the seed and the step alone, so that one and two processes, and a run that was killed and
-resumed, do the same.
+Which blocks a step sees is a function of the seed and the step alone, so that one and two processes, and a run that was
+killed and resumed, do the same.
 """
 
 import logging
@@ -53,7 +54,8 @@ class FitResult:
 
     lens: TunedLens
     start: dict[str, Any] = field(default_factory=dict)
-    """By layer: ridge and explained variance of its closed-form start, if there was one, and what `at_start` said of it."""
+    """By layer: ridge and explained variance of its closed-form start, if there was one, and what `at_start` said of
+    it."""
     history: list[list[float]] = field(default_factory=list)
     """Mean loss of each fitted layer at each step, in nats: (steps, layers)."""
 
@@ -73,17 +75,21 @@ def fit(
 ) -> FitResult:
     """Fit a translator for every layer that is not trivial.
 
-    init_lens: start from its translators instead of `config.start`; it is copied. checkpoints: where to save them. resume_from: what
-    `Checkpoints.last` gave, to continue from. at_start is given the lens before the first step, and what it says of each layer is kept in
-    the result. on_step is called after every step. Both are called on every process.
+    init_lens: start from its translators instead of `config.start`; it is copied. checkpoints: where to save them.
+    resume_from: what `Checkpoints.last` gave, to continue from. at_start is given the lens before the first step, and
+    what it says of each layer is kept in the result. on_step is called after every step. Both are called on every
+    process.
 
-    Raises ConfigError if batch and processes do not fit together, FitError if there are too few tokens for one step, if the processes do
-    not see the same data or checkpoint, or if a loss or a translator is not finite (the last checkpoint stays, and is finite).
+    Raises ConfigError if batch and processes do not fit together, FitError if there are too few tokens for one step, if
+    the processes do not see the same data or checkpoint, or if a loss or a translator is not finite (the last
+    checkpoint stays, and is finite).
     """
     processes = processes or Processes()
     steps = check_batches(config, blocks, processes)
     if not adapter.fitted_layers:
-        raise FitError(f"{adapter.name} has one layer, whose hidden state is the model's own prediction: there is nothing to fit")
+        raise FitError(
+            f"{adapter.name} has one layer, whose hidden state is the model's own prediction: there is nothing to fit"
+        )
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
     weights, biases = _stack(lens, adapter.fitted_layers)
     optimizer = make_optimizer(config.optimizer, weights, biases, config.peak_learning_rate, steps, config.clip)
@@ -145,7 +151,8 @@ def fit(
 
 
 def _stack(lens: TunedLens, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """One tensor for all fitted weights (layers, d_model, d_model) and one for all biases, of which the lens's parameters are views."""
+    """One tensor for all fitted weights (layers, d_model, d_model) and one for all biases, of which the lens's
+    parameters are views."""
     weights = torch.stack([lens[i].weight for i in layers])
     biases = torch.stack([lens[i].bias for i in layers])
     for k, layer in enumerate(layers):
@@ -156,11 +163,14 @@ def _stack(lens: TunedLens, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 def check_batches(config: FitConfig, blocks: TokenBlocks, processes: Processes) -> int:
     """Number of steps. Raises ConfigError or FitError where batch, data and processes do not fit together."""
     if config.batch_size % processes.world:
-        raise ConfigError(f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple")
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple"
+        )
     steps = config.steps(blocks)
     if not steps:
         raise FitError(
-            f"{len(blocks)} blocks of {blocks.seq_len} tokens are less than one batch of {config.batch_size}; lower --batch-size"
+            f"{len(blocks)} blocks of {blocks.seq_len} tokens are less than one batch of {config.batch_size}; lower "
+            "--batch-size"
         )
     return steps
 
@@ -224,7 +234,8 @@ def _accumulate(
 
 @contextmanager
 def _tensor_cores(products: torch.dtype) -> Iterator[None]:
-    """On CUDA, let the float32 products (translators, gradients, factors) use TF32, where those with the unembedding are coarser still."""
+    """On CUDA, let the float32 products (translators, gradients, factors) use TF32, where those with the unembedding
+    are coarser still."""
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, matmul.allow_tf32 or products == torch.bfloat16
     try:
@@ -236,8 +247,8 @@ def _tensor_cores(products: torch.dtype) -> Iterator[None]:
 def _draws(seed: int, step: int, shape: tuple[int, int, int], part: np.ndarray) -> Tensor:
     """Uniform draws in [0, 1) for the labels of some sequences of a step: (layers, sequences × targets).
 
-    shape: layers, all sequences of the step, targets in each. A function of seed, step, layer and place in the batch, so that it does not
-    matter which process draws.
+    shape: layers, all sequences of the step, targets in each. A function of seed, step, layer and place in the batch,
+    so that it does not matter which process draws.
     """
     draws = np.random.default_rng((seed, step)).random(shape, dtype=np.float32)
     return torch.from_numpy(draws[:, part].reshape(shape[0], -1))
@@ -247,7 +258,8 @@ def _refuse_non_finite(losses: dict[int, float], step: int) -> None:
     for layer, loss in losses.items():
         if not np.isfinite(loss):
             raise FitError(
-                f"the loss of layer {layer} is {loss} at step {step + 1}; stopped, and the last good checkpoint is kept; "
+                f"the loss of layer {layer} is {loss} at step {step + 1}; stopped, and the last good checkpoint is "
+                "kept; "
                 "try a lower --learning-rate, or --dtype float32 if the model overflows"
             )
 
@@ -256,6 +268,7 @@ def _refuse_non_finite_translators(lens: TunedLens, step: int) -> None:
     for layer, translator in enumerate(lens):
         if not all(bool(p.isfinite().all()) for p in translator.parameters()):
             raise FitError(
-                f"the translator of layer {layer} is not finite after step {step}; stopped, and the last good checkpoint is kept; "
+                f"the translator of layer {layer} is not finite after step {step}; stopped, and the last good "
+                "checkpoint is kept; "
                 "try a lower --learning-rate"
             )

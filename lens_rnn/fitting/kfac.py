@@ -1,23 +1,28 @@
-"""K-FAC: natural-gradient steps for the translators (Martens & Grosse 2015, arXiv 1503.05671, section 3, for one affine layer each).
+"""K-FAC: natural-gradient steps for the translators (Martens & Grosse 2015, arXiv 1503.05671, section 3, for one affine
+layer each).
 
 Symbols, of one layer:
 
     h   hidden state (d_model), μ its mean, C its covariance
     g   gradient of the loss at z; s the same for a label drawn from q
     G   E[g (h − μ)ᵀ] (d_model, d_model), and E[g] for the bias that belongs to h − μ
-    A   C with damping; measured once, in float64, on the tokens of the closed-form start: hidden states do not change during a fit
-    F   E[s sᵀ] with damping, a moving average: the true Fisher information at z
+    A   C with damping; measured once, in float64, on the tokens of the closed-form start: hidden states do not change
+    during a fit F   E[s sᵀ] with damping, a moving average: the true Fisher information at z
     D   F⁻¹ G A⁻¹, and F⁻¹ E[g]: the direction
     η   the step's length: W ← W − η D
 
-Nothing is left to tune, because each step is judged by the next batch, whose gradient G' owes nothing to the noise in D:
+Nothing is left to tune, because each step is judged by the next batch, whose gradient G' owes nothing to the noise in
+D:
 
-- Length. ⟨G', D⟩ is the slope that the step left, ⟨G, D⟩ the curvature along D by K-FAC's own model. The best length would have been
-  η + ⟨G', D⟩ / ⟨G, D⟩: the share of ⟨G, D⟩ that is signal and not noise. Its moving average, times 1.5 because the noise of one step
-  averages out over later ones, is the next η. The less noise, the closer it comes to 1, Newton's step; as a fit converges it falls like
-  1 / steps.
-- Bounds. ⟨D, F D A⟩ η² / 2 bounds the KL that a step can cost by that model, and η² tr(D A Dᵀ) is how far it moves z. Both are capped.
-- Rollback. Where a layer's loss rises far above its lowest moving average, or is not finite, its last step is taken back and its damping
+- Length. ⟨G', D⟩ is the slope that the step left, ⟨G, D⟩ the curvature along D by K-FAC's own model. The best length
+would have been
+  η + ⟨G', D⟩ / ⟨G, D⟩: the share of ⟨G, D⟩ that is signal and not noise. Its moving average, times 1.5 because the
+  noise of one step averages out over later ones, is the next η. The less noise, the closer it comes to 1, Newton's
+  step; as a fit converges it falls like 1 / steps.
+- Bounds. ⟨D, F D A⟩ η² / 2 bounds the KL that a step can cost by that model, and η² tr(D A Dᵀ) is how far it moves z.
+Both are capped.
+- Rollback. Where a layer's loss rises far above its lowest moving average, or is not finite, its last step is taken
+back and its damping
   raised; damping falls again with each step that stands.
 """
 
@@ -50,7 +55,8 @@ class KFAC:
     """K-FAC of all fitted layers, each on its own."""
 
     def __init__(self, weights: Tensor, biases: Tensor, learning_rate: float):
-        """weights (layers, d_model, d_model) and biases (layers, d_model) are changed in place. learning_rate multiplies every η."""
+        """weights (layers, d_model, d_model) and biases (layers, d_model) are changed in place. learning_rate
+        multiplies every η."""
         self.layers = [_Layer(weight, bias, learning_rate) for weight, bias in zip(weights, biases, strict=True)]
 
     def begin(self, moments: Moments) -> None:
@@ -89,7 +95,19 @@ class _Layer:
     """K-FAC of one translator: its factors, and what the last step was."""
 
     _TENSORS = ("mean", "inputs_inverse", "fisher", "fisher_inverse", "direction", "bias_direction")
-    _NUMBERS = ("spread", "mass", "damping", "steps", "length", "power", "signal", "signal_power", "level", "lowest", "deviation")
+    _NUMBERS = (
+        "spread",
+        "mass",
+        "damping",
+        "steps",
+        "length",
+        "power",
+        "signal",
+        "signal_power",
+        "level",
+        "lowest",
+        "deviation",
+    )
 
     def __init__(self, weight: Tensor, bias: Tensor, learning_rate: float):
         self.weight, self.bias, self.learning_rate = weight, bias, learning_rate
@@ -138,7 +156,9 @@ class _Layer:
     def _judge(self, loss: float, weight_gradient: Tensor, bias_gradient: Tensor) -> None:
         """Learn from the slope that the last step left, and from the loss."""
         if self.length > 0:
-            slope = _inner(weight_gradient, self.direction) + _inner(bias_gradient, self.bias_direction - self.direction @ self.mean)
+            slope = _inner(weight_gradient, self.direction) + _inner(
+                bias_gradient, self.bias_direction - self.direction @ self.mean
+            )
             signal = float(slope) + self.length * self.power
             self.signal = SIGNAL_DECAY * self.signal + (1 - SIGNAL_DECAY) * signal
             self.signal_power = SIGNAL_DECAY * self.signal_power + (1 - SIGNAL_DECAY) * self.power
@@ -150,7 +170,8 @@ class _Layer:
         self.lowest = min(self.lowest, self.level)
 
     def _length(self, loss: float, move: float) -> float:
-        """η for a direction whose inner product with the gradient is `power`, and which moves z by `move` in the mean square."""
+        """η for a direction whose inner product with the gradient is `power`, and which moves z by `move` in the mean
+        square."""
         if not (isfinite(self.power) and isfinite(move)) or self.power <= 0:
             return 0.0
         if not self.signal_power:
@@ -165,7 +186,8 @@ class _Layer:
         return self.lowest + max(MARGIN * self.lowest, DEVIATIONS * self.deviation)
 
     def _take_back(self, loss: float) -> None:
-        """Undo the last step and raise the damping; where there is none to blame, let the limit rise, as the text may have changed."""
+        """Undo the last step and raise the damping; where there is none to blame, let the limit rise, as the text may
+        have changed."""
         if self.length:
             self._move(self.length)
             self.length = 0.0
@@ -198,10 +220,13 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def _inverse(matrix: Tensor, damping: float) -> Tensor:
     """(M + damping · diag M)⁻¹ of a positive semi-definite M, by Cholesky, scaled to a unit diagonal first.
 
-    Damping each entry by its own size keeps a few huge dimensions of a residual stream from deciding what is small in the others.
+    Damping each entry by its own size keeps a few huge dimensions of a residual stream from deciding what is small in
+    the others.
     """
     diagonal = matrix.diagonal()
-    scale = diagonal.clamp(min=max(1e-6 * float(diagonal.mean()), 1e-30)).rsqrt()  # a dimension that never varies stays finite
+    scale = diagonal.clamp(
+        min=max(1e-6 * float(diagonal.mean()), 1e-30)
+    ).rsqrt()  # a dimension that never varies stays finite
     scaled = matrix * scale[:, None] * scale
     identity = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
     while damping < 1e6:

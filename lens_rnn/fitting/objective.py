@@ -5,13 +5,14 @@ Symbols, per token (Belrose et al. 2023, arXiv 2303.08112, eqs. 5 to 7; there th
     z   translated state                        (d_model)
     u   final_norm(z)                           (d_model)
     U   head's weight, times the model's scale of logits where it has one                    (vocab, d_model)
-    c   the model's logit cap, ∞ for most: its logits are c · tanh(U u ÷ c), with derivative D = 1 − (logits ÷ c)²     (vocab)
-    q   softmax(logits)                         (vocab)
+    c   the model's logit cap, ∞ for most: its logits are c · tanh(U u ÷ c), with derivative D = 1 − (logits ÷ c)²
+    (vocab) q   softmax(logits)                         (vocab)
     p   the model's own next-token distribution (vocab), or the next token itself, one-hot
     γ   gradient of the loss at u = UᵀD(q − p)  (d_model)
     g   gradient at z = Jᵀ γ, J the norm's Jacobian at z
     y   a label drawn from q
-    s   gradient at z of −log q[y] = Jᵀ(γ + UᵀDp − D[y] U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse 2015,
+    s   gradient at z of −log q[y] = Jᵀ(γ + UᵀDp − D[y] U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse
+    2015,
         arXiv 1503.05671, section 2.1). Without a cap, Uᵀp is one product for all layers
 
 A chunk of tokens is all that is ever held at vocabulary size. The naive twin stands in tests/reference/objective.py.
@@ -29,7 +30,10 @@ from torch import Tensor
 
 Loss = Literal["kl", "ce"]
 LOSSES: tuple[Loss, ...] = ("kl", "ce")
-_CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of one (tokens, vocab) buffer of logits: on a CPU two should fit the last-level cache
+_CHUNK_BYTES = {
+    "cpu": 2**25,
+    "cuda": 2**29,
+}  # of one (tokens, vocab) buffer of logits: on a CPU two should fit the last-level cache
 _CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (64, 8192)}  # least and most: products of fewer rows are slow
 
 
@@ -67,9 +71,9 @@ class FusedObjective:
         chunk_tokens: int | None = None,
         fisher: bool = False,
     ):
-        """products: dtype of the matrix products with U and of their results, by default the head's own. Softmax and losses are float32,
-        or float64 where the head is. chunk_tokens: tokens at a time, by default what keeps one buffer small. fisher: whether gradients
-        for drawn labels will be asked for."""
+        """products: dtype of the matrix products with U and of their results, by default the head's own. Softmax and
+        losses are float32, or float64 where the head is. chunk_tokens: tokens at a time, by default what keeps one
+        buffer small. fisher: whether gradients for drawn labels will be asked for."""
         self.unembedding = unembedding
         self.loss = loss
         self.fisher = fisher
@@ -104,7 +108,8 @@ class FusedObjective:
 
     @torch.no_grad()
     def target(self, final: Tensor, labels: Tensor | None = None) -> tuple[Target, Tensor | None]:
-        """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens), and Uᵀp."""
+        """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens),
+        and Uᵀp."""
         share = self.fisher and self.map.cap is None
         if labels is not None:
             return Target(final.new_empty(0), final.new_empty(0), labels), self.weight[labels] if share else None
@@ -113,8 +118,11 @@ class FusedObjective:
         normalizers = self.rows.softmax_(probabilities)
         return Target(logits, normalizers), probabilities @ self.weight if share else None
 
-    def derivatives(self, z: Tensor, target: Target, expected: Tensor | None = None, draws: Tensor | None = None) -> Derivatives:
-        """Loss and gradient at z (tokens, d_model); with expected and draws (tokens), uniform in [0, 1), also for drawn labels."""
+    def derivatives(
+        self, z: Tensor, target: Target, expected: Tensor | None = None, draws: Tensor | None = None
+    ) -> Derivatives:
+        """Loss and gradient at z (tokens, d_model); with expected and draws (tokens), uniform in [0, 1), also for drawn
+        labels."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             u = self.unembedding.normed(z)

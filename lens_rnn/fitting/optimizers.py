@@ -15,7 +15,8 @@ from torch.optim.lr_scheduler import LambdaLR
 OptimizerName = Literal["kfac", "adamw", "adam", "sgd", "muon"]
 
 LEARNING_RATES: dict[str, float] = {"kfac": 1.0, "adamw": 1e-3, "adam": 1e-3, "sgd": 0.1, "muon": 0.03}
-"""Defaults. kfac's multiplies the step lengths that it measures. sgd and adam are tuned-lens 0.2.0's own: 1 × (1 − momentum), and 1e-3."""
+"""Defaults. kfac's multiplies the step lengths that it measures. sgd and adam are tuned-lens 0.2.0's own: 1 × (1 −
+momentum), and 1e-3."""
 STATES: dict[str, int] = {"adamw": 2, "adam": 3, "sgd": 1, "muon": 1}
 """Tensors of the translators' size that torch's optimizers keep."""
 
@@ -35,7 +36,9 @@ class LensOptimizer(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def make_optimizer(name: OptimizerName, weights: Tensor, biases: Tensor, learning_rate: float, steps: int, clip: float) -> LensOptimizer:
+def make_optimizer(
+    name: OptimizerName, weights: Tensor, biases: Tensor, learning_rate: float, steps: int, clip: float
+) -> LensOptimizer:
     """The optimizer of the translators' weights (layers, d_model, d_model) and biases (layers, d_model), over `steps`.
 
     kfac  natural gradient; measures its own step lengths and damping (see kfac.py).
@@ -54,7 +57,9 @@ def make_optimizer(name: OptimizerName, weights: Tensor, biases: Tensor, learnin
 class TorchOptimizer:
     """One or two torch optimizers stepped together, each with the same schedule."""
 
-    def __init__(self, name: OptimizerName, weights: Tensor, biases: Tensor, learning_rate: float, steps: int, clip: float):
+    def __init__(
+        self, name: OptimizerName, weights: Tensor, biases: Tensor, learning_rate: float, steps: int, clip: float
+    ):
         self.clip = clip
         self.weights = [Parameter(weight, requires_grad=False) for weight in weights]
         self.biases = [Parameter(bias, requires_grad=False) for bias in biases]

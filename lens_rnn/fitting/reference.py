@@ -1,4 +1,5 @@
-"""The best known translators of a model, as numbers: what a long fit reached on some held-out text, kept beside the model's weights."""
+"""The best known translators of a model, as numbers: what a long fit reached on some held-out text, kept beside the
+model's weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ FILE = "lens_reference.json"
 
 
 def load_reference(adapter: ModelAdapter, weights_sha256: str, eval_blocks: TokenBlocks) -> dict[int, float] | None:
-    """Reference KL by layer, in nats a token, or None where the model's folder has none for these very weights and tokens.
+    """Reference KL by layer, in nats a token, or None where the model's folder has none for these very weights and
+    tokens.
 
     Raises ArtifactError if the file is there and is not one.
     """

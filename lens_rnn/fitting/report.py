@@ -56,12 +56,18 @@ def describe_data(blocks: TokenBlocks) -> dict[str, Any]:
         "bytes": blocks.n_bytes,
         "tokens_per_byte": blocks.n_tokens / blocks.n_bytes,
         "sha256": blocks.sha256,
-        "origin": {name: value for name, value in blocks.origin.items() if name in ("python", "sha256", "commit", "split")},
+        "origin": {
+            name: value for name, value in blocks.origin.items() if name in ("python", "sha256", "commit", "split")
+        },
     }
 
 
 def identity(
-    settings: Mapping[str, Any], model: Mapping[str, Any], data: Mapping[str, Any], device_type: str, processes: Processes
+    settings: Mapping[str, Any],
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    device_type: str,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat, so that a difference can be named."""
     return {
@@ -76,7 +82,12 @@ def identity(
 
 
 def plan(
-    adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, device: torch.device, processes: Processes, sharded: bool = False
+    adapter: ModelAdapter,
+    blocks: TokenBlocks,
+    config: FitConfig,
+    device: torch.device,
+    processes: Processes,
+    sharded: bool = False,
 ) -> list[str]:
     """What the run derived from its settings, in lines for people: shapes, steps, memory of one process by part."""
     layers, chunk = len(adapter.fitted_layers), config.chunk_tokens_on(adapter, device)
@@ -88,16 +99,25 @@ def plan(
     lines = [
         f"model      {adapter.name}: {adapter.model_type}, {adapter.n_layers} layers, d_model {adapter.d_model}, "
         f"vocabulary {adapter.vocab_size:,}, {adapter.dtype}",
-        f"data       {blocks.source}: {used:,} tokens in blocks of {blocks.seq_len}{rest}, {passes} pass{'es' if passes > 1 else ''}",
-        f"fit        {layers} translators, {steps} steps of {config.batch_size} × {blocks.seq_len} tokens, {config.loss}, "
+        f"data       {blocks.source}: {used:,} tokens in blocks of {blocks.seq_len}{rest}, {passes} "
+        f"pass{'es' if passes > 1 else ''}",
+        f"fit        {layers} translators, {steps} steps of {config.batch_size} × {blocks.seq_len} tokens, "
+        f"{config.loss}, "
         f"{config.optimizer}{rate}, {config.start} start, products in {config.product_dtype(adapter.dtype, device)}",
         f"processes  {processes.world} on {device.type}, {torch.get_num_threads()} threads each; "
         f"{_micro_batch(config, blocks, processes):,} tokens a forward pass, logits of {chunk:,} tokens at a time",
-        "memory     " + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size) + f"; sum {_bytes(needed)}",
+        "memory     "
+        + ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items() if size)
+        + f"; sum {_bytes(needed)}",
     ]
     if there and needed > there:
-        lines.append(f"warning    that is more than the {_bytes(there)} there are; a lower --micro-batch-size or --shard may help")
-        with_adamw = sum(_memory(adapter, blocks, replace(config, optimizer="adamw"), device, processes, sharded).values())
+        lines.append(
+            f"warning    that is more than the {_bytes(there)} there are; a lower --micro-batch-size or --shard may "
+            "help"
+        )
+        with_adamw = sum(
+            _memory(adapter, blocks, replace(config, optimizer="adamw"), device, processes, sharded).values()
+        )
         if config.optimizer == "kfac" and with_adamw < needed:
             lines[-1] += f", and --optimizer adamw needs {_bytes(with_adamw)}"
     return lines
@@ -109,7 +129,12 @@ def _micro_batch(config: FitConfig, blocks: TokenBlocks, processes: Processes) -
 
 
 def _memory(
-    adapter: ModelAdapter, blocks: TokenBlocks, config: FitConfig, device: torch.device, processes: Processes, sharded: bool
+    adapter: ModelAdapter,
+    blocks: TokenBlocks,
+    config: FitConfig,
+    device: torch.device,
+    processes: Processes,
+    sharded: bool,
 ) -> dict[str, int]:
     """Bytes that one process needs, by part."""
     d, vocab, layers, item = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers), adapter.dtype.itemsize
@@ -122,7 +147,9 @@ def _memory(
         "translators": adapter.n_layers * d * (d + 1) * 4,
         "gradients and factors of a step": (2 if processes.world > 1 else 1) * StepSums.bytes_needed(layers, d, kfac)
         + (0 if kfac else translators),
-        f"states of {config.optimizer}": KFAC.bytes_needed(layers, d) if kfac else STATES[config.optimizer] * translators,
+        f"states of {config.optimizer}": KFAC.bytes_needed(layers, d)
+        if kfac
+        else STATES[config.optimizer] * translators,
         "hidden states of a micro-batch": (adapter.n_layers + 2) * _micro_batch(config, blocks, processes) * d * item,
         "logits of a chunk": (3 if kfac else 2) * config.chunk_tokens_on(adapter, device) * vocab * products.itemsize,
         "moments, during the start": Moments.bytes_needed(layers, d) if config.needs_moments else 0,
@@ -134,7 +161,11 @@ def _memory_of(device: torch.device, processes: Processes) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes.on_this_machine if device.type == "cpu" else 0
+        return (
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes.on_this_machine
+            if device.type == "cpu"
+            else 0
+        )
     except (AttributeError, OSError, ValueError):
         return 0
 
@@ -157,7 +188,12 @@ def fit_report(
         "model": dict(model),
         "settings": dict(settings),
         "data": {"fit": describe_data(fit_blocks), "eval": describe_data(eval_blocks)},
-        "units": {"kl": "nats per token", "ce": "bits per byte", "distance_to_reference": "relative", "bits_per_byte_per_nat": factor},
+        "units": {
+            "kl": "nats per token",
+            "ce": "bits per byte",
+            "distance_to_reference": "relative",
+            "bits_per_byte_per_nat": factor,
+        },
         "baselines": {
             "uniform_ce": evaluation.uniform_ce * factor,
             "unigram_ce": None if evaluation.unigram_ce is None else evaluation.unigram_ce * factor,
@@ -177,7 +213,9 @@ def fit_report(
             }
             for i in range(adapter.n_layers)
         },
-        "distance_to_reference": distance({i: tuned[i].kl for i in tuned}, reference, adapter.fitted_layers) if reference else None,
+        "distance_to_reference": distance({i: tuned[i].kl for i in tuned}, reference, adapter.fitted_layers)
+        if reference
+        else None,
         "training_loss": {
             "unit": "nats per token",
             "layers": list(adapter.fitted_layers),
@@ -195,7 +233,8 @@ def fit_report(
 
 
 def table(adapter: ModelAdapter, report: Mapping[str, Any]) -> str:
-    """The certificate of a fit, from the content of fit.json: per layer, KL before and after, and cross-entropy beside the baselines."""
+    """The certificate of a fit, from the content of fit.json: per layer, KL before and after, and cross-entropy beside
+    the baselines."""
     rows, columns = report["layers"], ["kl_logit", "kl_start", "kl_tuned", "kl_reference", "ce_logit", "ce_tuned"]
     titles = {
         "kl_logit": "logit lens",
@@ -216,12 +255,16 @@ def table(adapter: ModelAdapter, report: Mapping[str, Any]) -> str:
         cells = "".join(f"{row[name]:12.3f}" if row[name] is not None else " " * 12 for name in columns)
         note = "   (trivial: the model itself)" if i in adapter.trivial_layers else ""
         lines.append(f"{i:5d}  {row['depth']:5.2f}{cells}{note}")
-    means = {name: np.mean([rows[str(i)][name] for i in adapter.fitted_layers]) for name in columns if name.startswith("kl")}
+    means = {
+        name: np.mean([rows[str(i)][name] for i in adapter.fitted_layers]) for name in columns if name.startswith("kl")
+    }
     lines.append(" mean       " + "".join(f"{mean:12.3f}" for mean in means.values()))
     if report["distance_to_reference"] is not None:
         lines.append(f"distance to the best known translators: {report['distance_to_reference']:+.1%} in mean KL")
     baselines = ((name, report["baselines"][f"{name}_ce"]) for name in ("model", "unigram", "uniform"))
-    return "\n".join([*lines, "baselines, bits/byte: " + ", ".join(f"{name} {ce:.3f}" for name, ce in baselines if ce is not None)])
+    return "\n".join(
+        [*lines, "baselines, bits/byte: " + ", ".join(f"{name} {ce:.3f}" for name, ce in baselines if ce is not None)]
+    )
 
 
 def _version(package: str) -> str:

@@ -1,7 +1,7 @@
 """Elementwise work on rows of logits, one row a token: softmax, loss, q − p, and a label drawn from q.
 
-Here in plain torch, for any device and precision; `rows_cpu` and `rows_cuda` do the same in one pass over memory, in float32.
-`rows_for` picks.
+Here in plain torch, for any device and precision; `rows_cpu` and `rows_cuda` do the same in one pass over memory, in
+float32. `rows_for` picks.
 """
 
 import logging
@@ -32,8 +32,8 @@ class Rows(Protocol):
     def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Turn logits, with q = softmax(logits), into q − p, in place.
 
-        Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label], and, where draws (tokens), uniform in [0, 1), are given, a label
-        drawn from q for each token: the first whose cumulated probability exceeds its draw.
+        Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label], and, where draws (tokens), uniform in [0, 1), are
+        given, a label drawn from q for each token: the first whose cumulated probability exceeds its draw.
         """
 
 

@@ -1,7 +1,9 @@
-"""The passes over rows of logits on the CPU, compiled by numba: a row stays in the cache from its first pass to its last.
+"""The passes over rows of logits on the CPU, compiled by numba: a row stays in the cache from its first pass to its
+last.
 
-Symbols, per row: l logits of q, t logits of p, n their normalizers log Σ exp. Parallel over rows, so results do not depend on the number
-of threads. Σ exp is made of sums over blocks, so that a sample is found in two short walks. The naive twin is `PlainRows` in float64.
+Symbols, per row: l logits of q, t logits of p, n their normalizers log Σ exp. Parallel over rows, so results do not
+depend on the number of threads. Σ exp is made of sums over blocks, so that a sample is found in two short walks. The
+naive twin is `PlainRows` in float64.
 """
 
 from lens_rnn.compiled import FASTMATH, exp, read, write
@@ -41,7 +43,8 @@ def _array(rows: Tensor) -> np.ndarray:
 
 @njit(inline="always")
 def _ordered(bits):
-    """A float32's bits as an integer of the same order, and back: the maximum of integers is vectorised, that of floats is not."""
+    """A float32's bits as an integer of the same order, and back: the maximum of integers is vectorised, that of floats
+    is not."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 

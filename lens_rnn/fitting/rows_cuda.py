@@ -1,7 +1,9 @@
-"""The passes over rows of logits on CUDA, as Triton kernels: one program a row, so that a row's second pass finds it in the L2 cache.
+"""The passes over rows of logits on CUDA, as Triton kernels: one program a row, so that a row's second pass finds it in
+the L2 cache.
 
-Symbols, per row: l logits of q, t logits of p, m their normalizer log Σ exp(t); log q = l − top − log_total, log p = t − m. Logits are read
-twice, all arithmetic is float32. Importing this module needs triton, which comes with CUDA builds of torch. The naive twin is `PlainRows`.
+Symbols, per row: l logits of q, t logits of p, m their normalizer log Σ exp(t); log q = l − top − log_total, log p = t
+− m. Logits are read twice, all arithmetic is float32. Importing this module needs triton, which comes with CUDA builds
+of torch. The naive twin is `PlainRows`.
 """
 
 from math import gcd
@@ -15,7 +17,9 @@ from torch import Tensor
 
 _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # stands for −∞ where a difference from it must not be NaN
 _MOST_LANES = 4096  # entries of a row that a program holds at once
-_LANES_A_WARP = 256  # 8 a thread: a load of 16 bytes of bfloat16, and few enough registers for several programs a multiprocessor
+_LANES_A_WARP = (
+    256  # 8 a thread: a load of 16 bytes of bfloat16, and few enough registers for several programs a multiprocessor
+)
 
 
 class TritonRows:
@@ -36,7 +40,8 @@ class TritonRows:
 
 
 def _shape(vocab: int) -> dict[str, int]:
-    """How a kernel walks over rows of this length. The vocabulary comes as `groups` of `ALIGN`: accesses are as wide as ALIGN allows."""
+    """How a kernel walks over rows of this length. The vocabulary comes as `groups` of `ALIGN`: accesses are as wide as
+    ALIGN allows."""
     align = gcd(vocab, 16)
     lanes = min(_MOST_LANES, max(128, triton.next_power_of_2(vocab)))
     return {"groups": vocab // align, "ALIGN": align, "LANES": lanes, "num_warps": max(1, lanes // _LANES_A_WARP)}
@@ -46,7 +51,8 @@ def _shape(vocab: int) -> dict[str, int]:
 def _normalize(row, vocab, LANES: tl.constexpr):
     """Returns top = max l and log_total = log Σ exp(l − top). NaN if an l is NaN or +∞.
 
-    Every lane has a maximum and a sum of its own: a block costs one exp an entry, and nothing is exchanged before the end.
+    Every lane has a maximum and a sum of its own: a block costs one exp an entry, and nothing is exchanged before the
+    end.
     """
     tops = tl.full((LANES,), _LOWEST, tl.float32)
     totals = tl.zeros((LANES,), tl.float32)
@@ -75,7 +81,9 @@ def _softmax(logits, normalizers, groups, ALIGN: tl.constexpr, LANES: tl.constex
 
 
 @triton.jit
-def _difference(logits, teacher, normalizers, labels, draws, loss, samples, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
+def _difference(
+    logits, teacher, normalizers, labels, draws, loss, samples, groups, ALIGN: tl.constexpr, LANES: tl.constexpr
+):
     """Without labels, p comes from teacher and normalizers. Without draws there are no samples."""
     token = tl.program_id(0).to(tl.int64)
     vocab = groups * ALIGN

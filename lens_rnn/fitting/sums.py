@@ -1,4 +1,5 @@
-"""What one step adds up over its tokens: losses, gradients of the translators and, for K-FAC, the Fisher factor at z."""
+"""What one step adds up over its tokens: losses, gradients of the translators and, for K-FAC, the Fisher factor at
+z."""
 
 from lens_rnn.fitting.objective import Derivatives
 from lens_rnn.processes import Processes
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 class StepSums:
-    """Sums over the tokens of a step, then their means, as views of one flat tensor, so that a step needs one reduction."""
+    """Sums over the tokens of a step, then their means, as views of one flat tensor, so that a step needs one
+    reduction."""
 
     losses: Tensor
     """(layers), in nats a token."""

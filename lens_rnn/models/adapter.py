@@ -1,4 +1,5 @@
-"""What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per architecture."""
+"""What the rest of the package may know of a model: its hidden states, its unembedding, its depth. One subclass per
+architecture."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -34,24 +35,32 @@ class Forward(NamedTuple):
     def joined(cls, steps: Sequence["Forward"]) -> "Forward":
         """Passes over parts of a text, one after another, as one."""
         hidden = tuple(torch.cat(layer, 1) for layer in zip(*(step.hidden_states for step in steps), strict=True))
-        return cls(hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1))
+        return cls(
+            hidden, torch.cat([step.norm_input for step in steps], 1), torch.cat([step.final for step in steps], 1)
+        )
 
 
 class ModelAdapter(ABC):
-    """A causal language model seen as a stack of blocks on a residual stream, followed by a final norm and a head. Not thread-safe.
+    """A causal language model seen as a stack of blocks on a residual stream, followed by a final norm and a head. Not
+    thread-safe.
 
-    Subclasses name the parts; everything else is derived. `load_model` builds one, which `lens_rnn.models.check` then checks.
+    Subclasses name the parts; everything else is derived. `load_model` builds one, which `lens_rnn.models.check` then
+    checks.
     """
 
     states_after_blocks: ClassVar[bool]
     """Whether hidden_states[i] is the output of block i (the recurrent families) or its input (transformers)."""
     state_names: ClassVar[tuple[str, ...]] = ()
-    """Names of the tensors of the recurrent state in `RecurrentState.blocks`; empty where it cannot be reached or there is none."""
+    """Names of the tensors of the recurrent state in `RecurrentState.blocks`; empty where it cannot be reached or there
+    is none."""
 
     lora_modules: ClassVar[tuple[str, ...]] = ()
-    """Names of the linear maps that take a low-rank adapter in fine-tuning; empty for every linear map of the blocks."""
+    """Names of the linear maps that take a low-rank adapter in fine-tuning; empty for every linear map of the
+    blocks."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None
+    ):
         self.model = model.eval().requires_grad_(False)
         self.revision = revision
         self.off: dict[str, str] = {}
@@ -124,15 +133,16 @@ class ModelAdapter(ABC):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, which may know fewer ids than the model.
 
-        Raises ModelError if there is none, or if it gives ids that the model has not; by the size of the vocabulary, the
-        error names one that fits.
+        Raises ModelError if there is none, or if it gives ids that the model has not; by the size of the vocabulary,
+        the error names one that fits.
         """
         if self._tokenizer is None:
             raise ModelError(f"{self.name} {self._tokenizer_trouble}; {hint(self.vocab_size)}")
         highest = max(self._tokenizer.get_vocab().values())
         if highest >= self.vocab_size:
             raise ModelError(
-                f"the tokenizer {self._tokenizer.name_or_path} has ids up to {highest:,}, and {self.name} a vocabulary of "
+                f"the tokenizer {self._tokenizer.name_or_path} has ids up to {highest:,}, and {self.name} a "
+                "vocabulary of "
                 f"{self.vocab_size:,}; {hint(self.vocab_size)}"
             )
         return self._tokenizer
@@ -144,7 +154,8 @@ class ModelAdapter(ABC):
 
     @property
     def trivial_layers(self) -> frozenset[int]:
-        """Layers whose hidden state is already the final norm's input: KL is 0 with no translator, so none is fitted."""
+        """Layers whose hidden state is already the final norm's input: KL is 0 with no translator, so none is
+        fitted."""
         return frozenset({self.n_layers - 1}) if self.states_after_blocks else frozenset()
 
     @property
@@ -153,7 +164,8 @@ class ModelAdapter(ABC):
         return tuple(i for i in range(self.n_layers) if i not in self.trivial_layers)
 
     def depth(self, layer: int) -> float:
-        """Fraction of the blocks that have been applied where hidden state `layer` is read: the x axis of every plot."""
+        """Fraction of the blocks that have been applied where hidden state `layer` is read: the x axis of every
+        plot."""
         return (layer + self.states_after_blocks) / self.n_layers
 
     @property
@@ -188,27 +200,34 @@ class ModelAdapter(ABC):
             for hook in hooks:
                 hook.remove()
         if len(seen) != 1:
-            raise ModelError(f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once")
+            raise ModelError(
+                f"model type {self.model_type!r}: the final norm ran {len(seen)} times in one pass, not once"
+            )
         states = tuple(changed.get(i, h) for i, h in enumerate(output.hidden_states[: self.n_layers]))
         return Forward(states, seen[0], output.last_hidden_state), output
 
     @torch.no_grad()
     def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
-        """Read input_ids (batch, seq) from a state on, by default from before the first token; the given state is left as it is.
+        """Read input_ids (batch, seq) from a state on, by default from before the first token; the given state is left
+        as it is.
 
-        Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where there is no recurrent state to
-        reach (`has_state`), for no token, or for a state of another family or batch.
+        Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where there is no
+        recurrent state to reach (`has_state`), for no token, or for a state of another family or batch.
         """
         if not self.has_state:
             raise ModelError(self.no_state)
         if not input_ids.shape[1]:
             raise ModelError("there is no token to read; give at least one a sequence")
         if state is not None and not (
-            state.names >= set(self.state_names) and state.batch == len(input_ids) and len(state.blocks) == len(self.blocks)
+            state.names >= set(self.state_names)
+            and state.batch == len(input_ids)
+            and len(state.blocks) == len(self.blocks)
         ):
             raise ModelError(
-                f"a state of {state.batch} sequences and {len(state.blocks)} blocks with {', '.join(sorted(state.names))} cannot be "
-                f"continued with {len(input_ids)} sequences by model type {self.model_type!r}, whose state has {len(self.blocks)} blocks "
+                f"a state of {state.batch} sequences and {len(state.blocks)} blocks with "
+                f"{', '.join(sorted(state.names))} cannot be "
+                f"continued with {len(input_ids)} sequences by model type {self.model_type!r}, whose state has "
+                f"{len(self.blocks)} blocks "
                 f"with {', '.join(self.state_names)}"
             )
         return self._advance(input_ids, state)
@@ -223,7 +242,8 @@ class ModelAdapter(ABC):
 
     @property
     def mixing_kinds(self) -> tuple[tuple[str, ...], ...]:
-        """Of each block, how it mixes tokens, where there is a matrix to look at: kinds of `Mixing`, most often one, or none."""
+        """Of each block, how it mixes tokens, where there is a matrix to look at: kinds of `Mixing`, most often one, or
+        none."""
         return ((),) * len(self.blocks)
 
     @property
@@ -237,28 +257,35 @@ class ModelAdapter(ABC):
         return 0
 
     def mixings(self, _input_ids: Tensor, _layers: Sequence[int]) -> Iterator[Mixing]:
-        """How these blocks mix the tokens of one text, input_ids (1, tokens): of each block what `mixing_kinds` says."""
-        raise ModelError(f"model type {self.model_type!r} has no block whose mixing of tokens is known as a matrix here")
+        """How these blocks mix the tokens of one text, input_ids (1, tokens): of each block what `mixing_kinds`
+        says."""
+        raise ModelError(
+            f"model type {self.model_type!r} has no block whose mixing of tokens is known as a matrix here"
+        )
 
     def set_training(self, training: bool) -> None:
-        """Put the model into training mode, in which its weights are those of the checkpoint, to train, save or add to them; or back into
-        evaluation mode, for which a family may change them."""
+        """Put the model into training mode, in which its weights are those of the checkpoint, to train, save or add to
+        them; or back into evaluation mode, for which a family may change them."""
         self.model.train(training)
 
     def logits(self, final: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and its map."""
+        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and
+        its map."""
         return self.logit_map(self.head(final.to(self.dtype)))
 
     def unembed(self, z: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head and map."""
+        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head
+        and map."""
         return self.logits(self.final_norm(z))
 
     @contextmanager
     def edited(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-        """Inside it the model goes on from change(h) in place of its hidden state h (batch, seq, d_model) at `layer`; `Forward` shows it.
+        """Inside it the model goes on from change(h) in place of its hidden state h (batch, seq, d_model) at `layer`;
+        `Forward` shows it.
 
-        The state is changed where the next block, or the final norm, reads it: it is what `Forward.hidden_states` holds, also where RWKV-4
-        has halved it. `run`, `forward` and `advance` heed it; nothing of it stays, also after an error.
+        The state is changed where the next block, or the final norm, reads it: it is what `Forward.hidden_states`
+        holds, also where RWKV-4 has halved it. `run`, `forward` and `advance` heed it; nothing of it stays, also after
+        an error.
         """
 
         if not 0 <= layer < self.n_layers:
@@ -280,7 +307,9 @@ class ModelAdapter(ABC):
     def _edit_hook(self, layer: int, changed: dict[int, Tensor]) -> RemovableHandle:
         """Edit a layer in transformers' own pass, where the next block reads it, and note what it has become."""
 
-        def go_on(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        def go_on(
+            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
             changed[layer] = h = self._edit(layer, args[0] if args else kwargs["hidden_states"])
             return ((h, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h})
 
@@ -289,8 +318,9 @@ class ModelAdapter(ABC):
 
     @torch.no_grad()
     def shard(self, device: torch.device, processes: int) -> None:
-        """Spread the blocks' weights over all processes (torch's fully_shard), each block gathered only while it runs; the rest of the
-        model moves to `device`. Load the model on the CPU first, so that no device ever holds all of it.
+        """Spread the blocks' weights over all processes (torch's fully_shard), each block gathered only while it runs;
+        the rest of the model moves to `device`. Load the model on the CPU first, so that no device ever holds all of
+        it.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard

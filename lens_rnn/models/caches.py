@@ -1,7 +1,8 @@
 """The state of hybrid models, in and out of the caches of transformers: the only file that touches its private parts.
 
-A cache is made by the model itself, in a pass. Its tensors are taken out, by block and by name; what is left of it, its counters, is kept
-as something opaque, and a copy of that gets its tensors back to read on. What cannot be reached in this way is no state here, never an end.
+A cache is made by the model itself, in a pass. Its tensors are taken out, by block and by name; what is left of it, its
+counters, is kept as something opaque, and a copy of that gets its tensors back to read on. What cannot be reached in
+this way is no state here, never an end.
 """
 
 import inspect
@@ -60,9 +61,11 @@ def take(output: Any, names: Sequence[str], tokens: int) -> RecurrentState | Non
 
 
 def arguments(base: nn.Module, state: RecurrentState | None, positions: Tensor) -> dict[str, Any]:
-    """What the base model's forward is given to read on from a state, or from the start, and to leave one. The state is not changed.
+    """What the base model's forward is given to read on from a state, or from the start, and to leave one. The state is
+    not changed.
 
-    positions: (1, tokens). Models that are not given them count from where they think that they are, which is not always right.
+    positions: (1, tokens). Models that are not given them count from where they think that they are, which is not
+    always right.
     """
     known = inspect.signature(base.forward).parameters
     given: dict[str, Any] = {"use_cache": True}
@@ -100,7 +103,8 @@ def _slots(cache: Any, names: Sequence[str]) -> Iterator[_Slot]:
 
 @contextmanager
 def attention_returned(model: Any) -> Iterator[None]:
-    """Inside it the model attends in the one way that returns its matrices. transformers says how it attends only in a private setting."""
+    """Inside it the model attends in the one way that returns its matrices. transformers says how it attends only in a
+    private setting."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

@@ -1,7 +1,8 @@
-"""What is looked at when a model loads: that its adapter says the truth, without which there is no lens, and what else it can do.
+"""What is looked at when a model loads: that its adapter says the truth, without which there is no lens, and what else
+it can do.
 
-What a lens needs (hidden states, norm, head) refuses the model when it fails. A capability (fused path, recurrent state, hidden attention)
-that fails is switched off for this model, with a warning of one line; the rest goes on.
+What a lens needs (hidden states, norm, head) refuses the model when it fails. A capability (fused path, recurrent
+state, hidden attention) that fails is switched off for this model, with a warning of one line; the rest goes on.
 """
 
 import logging
@@ -54,7 +55,8 @@ def check(adapter: ModelAdapter) -> None:
 
 def _refusal(adapter: ModelAdapter, trouble: str) -> ModelError:
     return ModelError(
-        f"model type {adapter.model_type!r} ({adapter.name}): {trouble}; its adapter does not fit this model or this version: "
+        f"model type {adapter.model_type!r} ({adapter.name}): {trouble}; its adapter does not fit this model or this "
+        "version: "
         f"{versions.describe('transformers')}"
     )
 
@@ -64,7 +66,9 @@ def _whole_pass(adapter: ModelAdapter, ids: Tensor) -> Any:
     try:
         expected = adapter.model(ids, output_hidden_states=True, use_cache=False)
     except Exception as error:  # as where a quantised weight is used in a way that its library does not know
-        raise _refusal(adapter, f"its own code does not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+        raise _refusal(
+            adapter, f"its own code does not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
     states = expected.hidden_states
     if len(states) != adapter.n_layers + 1:
         raise _refusal(adapter, f"{len(states)} hidden states where {adapter.n_layers + 1} are declared")
@@ -115,7 +119,9 @@ def _state_trouble(adapter: ModelAdapter, ids: Tensor, whole: Forward) -> str | 
             return None
         error = _relative(last.norm_input, whole.norm_input[:, -1:])
         if isinstance(adapter, FoundAdapter) and error < _SINGLE_TOKEN:
-            log.info("%s: transformers reads a single token from a state with a difference of %.0e", adapter.name, error)
+            log.info(
+                "%s: transformers reads a single token from a state with a difference of %.0e", adapter.name, error
+            )
             return None
     return "continuing from a recurrent state does not give what the whole input gives"
 
@@ -130,8 +136,14 @@ def _causal_trouble(adapter: ModelAdapter, ids: Tensor, got: Forward) -> str | N
 
 
 def _attention_trouble(adapter: ModelAdapter, ids: Tensor) -> str | None:
-    """The matrices of the first block of each kind, applied to what it reads, have to give what its recurrence gives."""
-    first = {kind: layer for layer, kinds in reversed([*enumerate(adapter.mixing_kinds)]) for kind in kinds if kind != SOFTMAX}
+    """The matrices of the first block of each kind, applied to what it reads, have to give what its recurrence
+    gives."""
+    first = {
+        kind: layer
+        for layer, kinds in reversed([*enumerate(adapter.mixing_kinds)])
+        for kind in kinds
+        if kind != SOFTMAX
+    }
     for mixing in adapter.mixings(ids, sorted(set(first.values()))) if first else ():
         if mixing.values is None or mixing.outputs is None:
             continue
@@ -152,20 +164,27 @@ def _try(adapter: ModelAdapter, capability: str, trouble: Callable[[], str | Non
         adapter.switch_off(capability, f"{reason} ({versions.describe('torch', 'transformers', 'numba')})")
         instead = "; transformers' own code takes its place" if capability == FUSED else ""
         log.warning(
-            "%s (model type %r) goes without its %s: %s%s", adapter.name, adapter.model_type, capability, adapter.off[capability], instead
+            "%s (model type %r) goes without its %s: %s%s",
+            adapter.name,
+            adapter.model_type,
+            capability,
+            adapter.off[capability],
+            instead,
         )
 
 
 def _least(adapter: ModelAdapter) -> float:
-    """The least relative difference that is allowed. What quantises the states that it multiplies does so by the batch that it sees."""
+    """The least relative difference that is allowed. What quantises the states that it multiplies does so by the batch
+    that it sees."""
     return 0.1 if adapter.is_quantised else 1e-4
 
 
 def agree(a: Tensor, b: Tensor, blocks: int = 1, least: float = 1e-4) -> bool:
-    """Whether two tensors are the same up to rounding: `least` of their norm in float32, 3 % in bfloat16. NaN never agrees.
+    """Whether two tensors are the same up to rounding: `least` of their norm in float32, 3 % in bfloat16. NaN never
+    agrees.
 
-    blocks: through how many blocks roundings that differ have grown; where the order of the sums differs, each adds some. Never beyond
-    30 %, where what is wrong is wrong by about 1.
+    blocks: through how many blocks roundings that differ have grown; where the order of the sums differs, each adds
+    some. Never beyond 30 %, where what is wrong is wrong by about 1.
     """
     eps = max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
     return _relative(a, b) <= max(min(4 * eps * blocks, 0.3), least)

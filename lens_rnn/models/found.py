@@ -1,4 +1,5 @@
-"""The adapter of a model whose family has no file here: its parts are found by watching it, its state is in a cache of transformers."""
+"""The adapter of a model whose family has no file here: its parts are found by watching it, its state is in a cache of
+transformers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,11 +19,12 @@ _ATTENTION = {"keys", "values"}
 
 
 class FoundAdapter(ModelAdapter):
-    """Any causal language model that returns hidden states as transformers' models do: one before or after each block, then the normed
-    last.
+    """Any causal language model that returns hidden states as transformers' models do: one before or after each block,
+    then the normed last.
 
-    A recurrent block's state: the last inputs of its convolution `conv` where it has one, and `ssm` (Mamba), `delta` (gated delta net) or
-    `kv` (another linear attention), with the batch first; an attention block has `keys` and `values`; a block with both has both.
+    A recurrent block's state: the last inputs of its convolution `conv` where it has one, and `ssm` (Mamba), `delta`
+    (gated delta net) or `kv` (another linear attention), with the batch first; an attention block has `keys` and
+    `values`; a block with both has both.
     """
 
     def __init__(self, model: PreTrainedModel, *args: Any):
@@ -68,7 +70,8 @@ class FoundAdapter(ModelAdapter):
     @property
     def mixing_kinds(self) -> tuple[tuple[str, ...], ...]:
         return tuple(
-            (*((mixer.kind,) if mixer else ()), *((SOFTMAX,) if i in self.attention_layers else ())) for i, mixer in enumerate(self.mixers)
+            (*((mixer.kind,) if mixer else ()), *((SOFTMAX,) if i in self.attention_layers else ()))
+            for i, mixer in enumerate(self.mixers)
         )
 
     @property
@@ -91,7 +94,9 @@ class FoundAdapter(ModelAdapter):
         yield from sorted(found, key=lambda mixing: [*layers].index(mixing.layer))
 
     @torch.no_grad()
-    def _advance_at_once(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState | None]:
+    def _advance_at_once(
+        self, input_ids: Tensor, state: RecurrentState | None
+    ) -> tuple[Forward, RecurrentState | None]:
         seen = state.tokens if state else 0
         positions = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
         forward, output = self._pass(input_ids, **caches.arguments(self.model.base_model, state, positions))

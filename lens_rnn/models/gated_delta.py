@@ -1,4 +1,5 @@
-"""Gated delta nets (Yang, Kautz & Hatamizadeh 2024, arXiv 2412.06464) inside hybrids, and Kimi's, whose decay is one a channel.
+"""Gated delta nets (Yang, Kautz & Hatamizadeh 2024, arXiv 2412.06464) inside hybrids, and Kimi's, whose decay is one a
+channel.
 
     q, k     query and key, normed to length 1, q divided by √n           (heads, tokens, n)
     v        value                                                        (heads, tokens, width)
@@ -6,7 +7,8 @@
     β        how much of a key's old value is taken out                   (heads, tokens)
     S        state, S_t = Diag(α_t) S_{t−1} + β_t k_t (v_t − S_{t−1}ᵀ Diag(α_t) k_t)ᵀ         eq. 10; output S_tᵀ q_t
 
-The model runs in transformers' own code. Here is what it makes of one text as a causal matrix, for each family that has such blocks.
+The model runs in transformers' own code. Here is what it makes of one text as a causal matrix, for each family that has
+such blocks.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,9 +32,11 @@ class Delta(NamedTuple):
     beta: Tensor
 
     def weights(self, units: Tensor) -> Tensor:
-        """The matrices of some heads (units, tokens, tokens): tril(q kᵀ ⊙ D) (1 + β tril(k kᵀ ⊙ D, −1))⁻¹ β, D the decay between tokens.
+        """The matrices of some heads (units, tokens, tokens): tril(q kᵀ ⊙ D) (1 + β tril(k kᵀ ⊙ D, −1))⁻¹ β, D the
+        decay between tokens.
 
-        What token j puts in is β_j (v_j − what the state returned for k_j), so what all tokens put in solves a triangular system.
+        What token j puts in is β_j (v_j − what the state returned for k_j), so what all tokens put in solves a
+        triangular system.
         """
         q, k, g, beta = (t[units] for t in (self.q, self.k, self.g, self.beta))
         eye = torch.eye(k.shape[1], device=k.device).expand(len(units), -1, -1)
@@ -59,7 +63,11 @@ def read(mixer: Any, outputs: Mapping[str, Tensor]) -> Delta:
     value_heads = b.shape[-1]
     q, k = (_unit(t.unflatten(-1, (key_heads, n))).repeat_interleave(value_heads // key_heads, 1) for t in (q, k))
     beta = torch.sigmoid(b.float()) * (2 if getattr(mixer, "allow_neg_eigval", False) else 1)
-    g = a.float() if a.ndim == 3 else (-mixer.A_log.float().exp() * F.softplus(a.float() + mixer.dt_bias.float()))[..., None]
+    g = (
+        a.float()
+        if a.ndim == 3
+        else (-mixer.A_log.float().exp() * F.softplus(a.float() + mixer.dt_bias.float()))[..., None]
+    )
     q, k, v, g = (t.transpose(0, 1) for t in (q / n**0.5, k, v.unflatten(-1, (value_heads, -1)), g))
     return Delta(q, k, v, g, beta.T)
 

@@ -1,8 +1,8 @@
 """From a head's product to logits: cap(scale · (U u + b)), measured on the model at hand.
 
-Granite divides its logits, Falcon-H1 multiplies them, RecurrentGemma and xLSTM cap them at c · tanh(· ÷ c); most models do none of it. What
-a model does is read off its answers to states of many sizes, because a cap does not show on small logits, and a family that is not known
-here is treated like any other.
+Granite divides its logits, Falcon-H1 multiplies them, RecurrentGemma and xLSTM cap them at c · tanh(· ÷ c); most models
+do none of it. What a model does is read off its answers to states of many sizes, because a cap does not show on small
+logits, and a family that is not known here is treated like any other.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,9 @@ from lens_rnn.errors import ModelError
 import torch
 from torch import Tensor, nn
 
-_SIZES = torch.logspace(-2, 3.5, 12)  # root mean squares of the products that a model is asked about; float16 ends at 65,504
+_SIZES = torch.logspace(
+    -2, 3.5, 12
+)  # root mean squares of the products that a model is asked about; float16 ends at 65,504
 _SATURATED = 0.5  # logits below this part of what they would be without a cap are near it
 _UNIT_VECTORS = 256  # of a quantised head's inputs, at a time
 _QUANTISED = 3e-2  # a head that quantises what it is given, too, is linear up to this
@@ -49,8 +51,8 @@ class LogitMap(NamedTuple):
 def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) -> LogitMap:
     """The map of a causal language model whose final norm and head are these. dtype: what the head takes.
 
-    One pass over some tokens, in which the norm's output is replaced by states whose products with the head have known sizes. Raises
-    ModelError, in words that follow the model's name, if the logits are of another form.
+    One pass over some tokens, in which the norm's output is replaced by states whose products with the head have known
+    sizes. Raises ModelError, in words that follow the model's name, if the logits are of another form.
     """
     taken: list[Tensor] = []
 
@@ -58,7 +60,9 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) ->
         product = head(output.to(dtype)).float()
         sizes = _SIZES.to(output.device)[: output.shape[1], None]
         factors = sizes / product.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-20)
-        largest = torch.finfo(output.dtype).max / 4 / output.abs().amax(-1, keepdim=True).clamp_min(1e-20).float()  # float16 is soon full
+        largest = (
+            torch.finfo(output.dtype).max / 4 / output.abs().amax(-1, keepdim=True).clamp_min(1e-20).float()
+        )  # float16 is soon full
         taken.append((output.float() * factors.minimum(largest)).to(output.dtype))
         return taken[-1]
 
@@ -72,7 +76,9 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) ->
         raise ModelError(f"the final norm ran {len(taken)} times in one pass, not once")
     product = head(taken[0].to(dtype)).float()
     if logits.shape != product.shape:
-        raise ModelError(f"its logits have the shape {tuple(logits.shape)} where the head's product has {tuple(product.shape)}")
+        raise ModelError(
+            f"its logits have the shape {tuple(logits.shape)} where the head's product has {tuple(product.shape)}"
+        )
     tolerance = _ROUNDING[dtype] if is_plain(head) else _QUANTISED
     found = LogitMap(*_fitted(product, logits, model.config, tolerance))
     error = (found(product) - logits).norm(dim=-1) / logits.norm(dim=-1).clamp_min(1e-20)  # each size by itself
@@ -94,7 +100,8 @@ def _fitted(product: Tensor, logits: Tensor, config: Any, tolerance: float) -> t
 
 
 def _exact(value: float, config: Any, tolerance: float) -> float:
-    """The number of the configuration, or 1 over it, that a measured value is, up to rounding; the value itself if it is none of them."""
+    """The number of the configuration, or 1 over it, that a measured value is, up to rounding; the value itself if it
+    is none of them."""
     candidates = (candidate for number in _numbers(config.to_dict()) for candidate in (number, 1 / number))
     near = [candidate for candidate in candidates if abs(candidate - value) <= tolerance * abs(value)]
     return min(near, key=lambda candidate: abs(candidate - value), default=value)
@@ -118,8 +125,8 @@ def is_plain(head: nn.Linear) -> bool:
 
 @torch.no_grad()
 def plain_copy(head: nn.Linear, dtype: torch.dtype) -> nn.Linear:
-    """A copy of a head that is no longer quantised: of a quantised one the matrix that it multiplies by, in `dtype`, as its own products
-    with unit vectors show it."""
+    """A copy of a head that is no longer quantised: of a quantised one the matrix that it multiplies by, in `dtype`, as
+    its own products with unit vectors show it."""
     if is_plain(head):
         return deepcopy(head)
     device = next(head.parameters()).device

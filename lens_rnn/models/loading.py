@@ -1,4 +1,5 @@
-"""Finding a model, in a folder or on the Hub, and handing it to its adapter. Each way in which that can fail is one line."""
+"""Finding a model, in a folder or on the Hub, and handing it to its adapter. Each way in which that can fail is one
+line."""
 
 import logging
 from collections.abc import Callable
@@ -33,8 +34,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 log = logging.getLogger(__name__)
 
 
-def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None) -> ModelAdapter:
-    """The checked adapter of a causal language model that is already in memory: its family's, or one whose parts are found by watching it.
+def wrap_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, revision: str | None = None
+) -> ModelAdapter:
+    """The checked adapter of a causal language model that is already in memory: its family's, or one whose parts are
+    found by watching it.
 
     Raises ModelError for a model that cannot be taken apart or does not behave as its adapter declares.
     """
@@ -55,16 +59,16 @@ def load_model(
 ) -> ModelAdapter:
     """Load a causal language model and return its checked adapter.
 
-    name_or_path: a folder or a Hub name, in the layout of transformers or of mamba_ssm (state-spaces/mamba-130m); or an official RWKV
-    file, .pth or .safetensors, here or on the Hub as OWNER/REPOSITORY/FILE.
+    name_or_path: a folder or a Hub name, in the layout of transformers or of mamba_ssm (state-spaces/mamba-130m); or an
+    official RWKV file, .pth or .safetensors, here or on the Hub as OWNER/REPOSITORY/FILE.
     dtype: torch dtype or its name, or "auto", the checkpoint's own; by default float32 on the CPU and "auto" elsewhere.
     device: by default a GPU if there is one.
-    tokenizer: folder or Hub name of another tokenizer than the model's own, or an rwkv_vocab_*.txt file. Or "bytes", made
-    here for models of 256 to 260 ids: a text ends in id 256 or, of 256 ids, in id 0. A folder of that name is "./bytes", or
-    a Path.
+    tokenizer: folder or Hub name of another tokenizer than the model's own, or an rwkv_vocab_*.txt file. Or "bytes",
+    made here for models of 256 to 260 ids: a text ends in id 256 or, of 256 ids, in id 0. A folder of that name is
+    "./bytes", or a Path.
 
-    Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its check,
-    and if the tokenizer that is named cannot be read or made.
+    Raises ModelError if the model cannot be found or read, lacks weights, has an unknown architecture, or fails its
+    check, and if the tokenizer that is named cannot be read or made.
     """
     name = _expanded(str(name_or_path))
     device = _resolve_device(device)
@@ -77,7 +81,9 @@ def load_model(
     else:
         declared, _ = _load(name, "model", PreTrainedConfig.get_config_dict, revision=revision)
         native = is_native_config(declared)
-        model, commit = _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, device, hub)
+        model, commit = (
+            _read_native(name, stored, revision) if native else _read_pretrained(name, declared, wanted, device, hub)
+        )
     text: PreTrainedTokenizerBase | None
     trouble = ""
     if tokenizer == BYTES:
@@ -96,17 +102,22 @@ def load_model(
     return adapter
 
 
-def _read_pretrained(name: str, declared: Any, dtype: Any, device: torch.device, hub: dict[str, Any]) -> tuple[PreTrainedModel, str | None]:
+def _read_pretrained(
+    name: str, declared: Any, dtype: Any, device: torch.device, hub: dict[str, Any]
+) -> tuple[PreTrainedModel, str | None]:
     """A model in the layout of transformers, and the commit that the Hub gave."""
     if isinstance(declared, dict) and not hub["trust_remote_code"]:
         _refuse_unknown(name, declared)
     config = _load(name, "model", AutoConfig.from_pretrained, **hub)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not getattr(config, "auto_map", None):
         raise ModelError(
-            f"model type {config.model_type!r} of {name} is no causal language model: it predicts no next token from those before"
+            f"model type {config.model_type!r} of {name} is no causal language model: it predicts no next token from "
+            "those before"
         )
     quantised = isinstance(declared, dict) and "quantization_config" in declared
-    placed = {"device_map": {"": device}} if quantised else {}  # the libraries of quantisation do not move weights afterwards
+    placed = (
+        {"device_map": {"": device}} if quantised else {}
+    )  # the libraries of quantisation do not move weights afterwards
     model, report = _load(
         name,
         "model",
@@ -121,7 +132,10 @@ def _read_pretrained(name: str, declared: Any, dtype: Any, device: torch.device,
     absent = sorted(report["missing_keys"])
     if absent:
         raise ModelError(f"{name} lacks the weights of {listed(absent)}; the checkpoint is incomplete")
-    misfits = sorted(f"{key} (stored {tuple(stored)}, config.json says {tuple(said)})" for key, stored, said in report["mismatched_keys"])
+    misfits = sorted(
+        f"{key} (stored {tuple(stored)}, config.json says {tuple(said)})"
+        for key, stored, said in report["mismatched_keys"]
+    )
     if misfits:
         raise ModelError(f"{name} does not fit its config.json: {listed(misfits)}")
     if unread := sorted(report["unexpected_keys"]):
@@ -136,12 +150,14 @@ def _refuse_unknown(name: str, declared: dict[str, Any]) -> None:
         return
     if declared.get("auto_map"):
         raise ModelError(
-            f"model type {model_type!r} of {name} is run by code that lies beside its weights; read that code, and give "
+            f"model type {model_type!r} of {name} is run by code that lies beside its weights; read that code, and "
+            "give "
             "--trust-remote-code if you trust it"
         )
     since = next((f": it came with {family.since}" for family in supported() if model_type in family.model_types), "")
     raise ModelError(
-        f"model type {model_type!r} of {name} is unknown to the installed {versions.describe('transformers')}{since}; a newer one may "
+        f"model type {model_type!r} of {name} is unknown to the installed "
+        f"{versions.describe('transformers')}{since}; a newer one may "
         "have it"
     )
 
@@ -152,23 +168,33 @@ def _read_native(name: str, dtype: torch.dtype | None, revision: str | None) -> 
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
 
-        folder = Path(_load(name, "model", snapshot_download, revision=revision, allow_patterns=["*.json", "*.bin", "*.safetensors"]))
+        folder = Path(
+            _load(
+                name, "model", snapshot_download, revision=revision, allow_patterns=["*.json", "*.bin", "*.safetensors"]
+            )
+        )
     model = read_state_spaces(folder, dtype)
     model.config.name_or_path = name
     return model, None if folder == Path(name) else folder.name
 
 
 def _rwkv_file(name: str, revision: str | None) -> Path | None:
-    """The official RWKV file that a name means: a file, a folder with one .pth and no config.json, or OWNER/REPOSITORY/FILE on the Hub."""
+    """The official RWKV file that a name means: a file, a folder with one .pth and no config.json, or
+    OWNER/REPOSITORY/FILE on the Hub."""
     path = Path(name)
     if path.is_file() and path.suffix in SUFFIXES:
         if (path.parent / "config.json").exists() and path.suffix == ".safetensors":
-            raise ModelError(f"{path} belongs to the model of its folder, whose config.json lies beside it; name the folder")
+            raise ModelError(
+                f"{path} belongs to the model of its folder, whose config.json lies beside it; name the folder"
+            )
         return path
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
         if len(files) > 1:
-            raise ModelError(f"the folder {path} holds {len(files)} files of weights; name one of them: {listed([f.name for f in files])}")
+            raise ModelError(
+                f"the folder {path} holds {len(files)} files of weights; name one of them: "
+                f"{listed([f.name for f in files])}"
+            )
         return files[0] if files else None
     owner, _, rest = name.partition("/")
     repository, _, file = rest.partition("/")
@@ -192,7 +218,9 @@ def _read_file(file: Path, name: str, dtype: torch.dtype | None) -> PreTrainedMo
     """The model in an official RWKV file of any version."""
     weights = read_weights(file)
     version = version_of(weights, str(file))
-    model = read_rwkv4(weights, dtype=dtype, where=str(file)) if version == "4" else read_rwkv(weights, str(file), dtype)
+    model = (
+        read_rwkv4(weights, dtype=dtype, where=str(file)) if version == "4" else read_rwkv(weights, str(file), dtype)
+    )
     model.config.name_or_path = name
     return model
 
@@ -219,7 +247,9 @@ def _resolve_device(device: torch.device | str | None) -> torch.device:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise ModelError(f"the device {str(device)!r} cannot be used here ({_one_line(error)}); choose cpu or cuda") from None
+        raise ModelError(
+            f"the device {str(device)!r} cannot be used here ({_one_line(error)}); choose cpu or cuda"
+        ) from None
     return chosen
 
 
@@ -241,7 +271,9 @@ def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> An
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
-        where = "from this folder" if Path(name).is_dir() else "(no such file or folder here, and the Hub did not give it)"
+        where = (
+            "from this folder" if Path(name).is_dir() else "(no such file or folder here, and the Hub did not give it)"
+        )
         hint = "; an official RWKV file is named as OWNER/REPOSITORY/FILE.pth" if "model_type" in str(error) else ""
         raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}{hint}") from error
     except Exception as error:  # safetensors and tokenizers raise their own types for a damaged file

@@ -1,4 +1,5 @@
-"""The equations of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), with transformers' names of weights, which all models with such blocks share.
+"""The equations of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), with transformers' names of weights, which all models
+with such blocks share.
 
 z     gate                                     (batch, seq, heads × p)
 x     input of the scan, after convolution     (batch, seq, heads, p)           p = head size
@@ -49,7 +50,10 @@ def recurrence(inputs: Inputs) -> Recurrence:
     """A head: y_i = Σ_j α_ij x_j, α_ij = C_i · B_j exp(Σ_{k=j+1..i} Δ_k A) Δ_j; gate, norm and D x are not in it."""
     y, _ = scans.ssd(inputs.x, inputs.dt, inputs.A, inputs.B, inputs.C)
     B, C = (t[0].float().transpose(0, 1) for t in (inputs.B, inputs.C))  # (groups, tokens, n)
-    steps, rates = inputs.dt[0].T[..., None].float(), inputs.A[:, None, None].float()  # (heads, tokens, 1), (heads, 1, 1)
+    steps, rates = (
+        inputs.dt[0].T[..., None].float(),
+        inputs.A[:, None, None].float(),
+    )  # (heads, tokens, 1), (heads, 1, 1)
     group = torch.arange(len(rates), device=B.device) // (len(rates) // len(B))
 
     def weights(units: Tensor) -> Tensor:
@@ -58,17 +62,23 @@ def recurrence(inputs: Inputs) -> Recurrence:
     return Recurrence(weights, inputs.x[0], y[0])
 
 
-# --- inside hybrids, which transformers runs -------------------------------------------------------------------------------------
+# --- inside hybrids, which transformers runs --------------------------------------------------------------------------
 
 
 def is_mamba2(module: Any) -> bool:
     """Whether a module is a Mamba-2 mixer, by the names and shapes of its weights."""
     own = dict(module.named_parameters(recurse=False))
-    return {"A_log", "D", "dt_bias"} <= own.keys() and own["A_log"].ndim == 1 and hasattr(module, "in_proj") and hasattr(module, "conv1d")
+    return (
+        {"A_log", "D", "dt_bias"} <= own.keys()
+        and own["A_log"].ndim == 1
+        and hasattr(module, "in_proj")
+        and hasattr(module, "conv1d")
+    )
 
 
 def read(mixer: Any, projected: Tensor) -> tuple[Recurrence, Tensor, Tensor]:
-    """The recurrence of a mixer of a hybrid over one text, D x, and the gate z (tokens, channels), from what its in_proj returned."""
+    """The recurrence of a mixer of a hybrid over one text, D x, and the gate z (tokens, channels), from what its
+    in_proj returned."""
     projected = projected * getattr(mixer, "mup_vector", 1)  # of Falcon-H1
     limit = getattr(mixer, "time_step_limit", (0.0, float("inf")))
     inputs = split(mixer, projected, None, int(mixer.n_groups), (float(limit[0]), float(limit[1])))

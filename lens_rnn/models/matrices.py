@@ -1,4 +1,5 @@
-"""A recurrence that is linear in its inputs is a causal matrix in disguise: the products that make one, without overflow.
+"""A recurrence that is linear in its inputs is a causal matrix in disguise: the products that make one, without
+overflow.
 
 Each family's `recurrence` says what q, k and the decay are (Ali, Zimerman & Wolf 2024, arXiv 2403.01590).
 """
@@ -14,8 +15,9 @@ def decayed_products(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
 
     q, k: (units, tokens, n); log_decay, not positive: (units, tokens, n) or (units, tokens, 1).
 
-    No exponent is ever above 0: where queries of some tokens meet keys of earlier ones, those decay since the boundary between them, these
-    until it. Within a chunk the boundaries are the middles of its halves, quarters and so on; earlier chunks' keys are carried along.
+    No exponent is ever above 0: where queries of some tokens meet keys of earlier ones, those decay since the boundary
+    between them, these until it. Within a chunk the boundaries are the middles of its halves, quarters and so on;
+    earlier chunks' keys are carried along.
     """
     units, tokens = k.shape[:2]
     q, k, log_decay = (F.pad(t.expand(units, -1, -1), (0, 0, 0, -tokens % _CHUNK)) for t in (q, k, log_decay))
@@ -25,7 +27,9 @@ def decayed_products(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
         reads, keys, steps = (t.unflatten(1, (-1, 2, half)) for t in (q, k, log_decay))  # (units, pairs, 2, half, n)
         read = reads[:, :, 1] * _since(steps[:, :, 1]).exp()
         met = read @ (keys[:, :, 0] * _until(steps[:, :, 0]).exp()).mT  # (units, pairs, i, j)
-        squares = out.unflatten(1, (-1, 2 * half)).unflatten(3, (-1, 2 * half)).diagonal(dim1=1, dim2=3)  # (units, i, j, pairs)
+        squares = (
+            out.unflatten(1, (-1, 2 * half)).unflatten(3, (-1, 2 * half)).diagonal(dim1=1, dim2=3)
+        )  # (units, i, j, pairs)
         squares[:, half:, :half] = met.permute(0, 2, 3, 1)
     steps = log_decay.unflatten(1, (-1, _CHUNK))  # (units, chunks, tokens of a chunk, n)
     reads, keys = q.unflatten(1, (-1, _CHUNK)) * _since(steps).exp(), k.unflatten(1, (-1, _CHUNK)) * _until(steps).exp()

@@ -1,7 +1,8 @@
 """How the blocks of a model mix tokens, as causal matrices: what views ask of any model, hybrids block by block.
 
-A pass by the model's own code is watched: what the maps of a block's mixer return is enough to compute its recurrence's matrix, and what
-its norm is given, or its last map, shows whether that matrix is right. Softmax attention is what transformers returns.
+A pass by the model's own code is watched: what the maps of a block's mixer return is enough to compute its recurrence's
+matrix, and what its norm is given, or its last map, shows whether that matrix is right. Softmax attention is what
+transformers returns.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ class Mixing(NamedTuple):
     units: int
     """How many channels or heads there are."""
     weights: Callable[[Tensor], Tensor]
-    """From indices of channels or heads (chosen) to their matrices (chosen, tokens, tokens), float32; row i is the token that reads."""
+    """From indices of channels or heads (chosen) to their matrices (chosen, tokens, tokens), float32; row i is the
+    token that reads."""
     values: Tensor | None
     """What is read (tokens, units, width); None where it is not known, for softmax attention."""
     outputs: Tensor | None
@@ -64,7 +66,8 @@ class Seen(NamedTuple):
 
 @contextmanager
 def watching(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Seen]]:
-    """Inside it, what each module was last given and returned, by its name in `modules`. The hooks go, also after an error."""
+    """Inside it, what each module was last given and returned, by its name in `modules`. The hooks go, also after an
+    error."""
     seen: dict[Any, Seen] = {}
 
     def keep(name: Any) -> Callable[[nn.Module, Any, Any], None]:
@@ -96,11 +99,15 @@ def _mamba2(layer: int, mixer: Mixer, seen: Mapping[str, Seen]) -> Mixing:
     if theirs is None:  # no norm: the gate is all that lies between the recurrence and the last map
         gated = torch.nn.functional.silu(gate.float())
         theirs = (seen["out_proj"].inputs[0][0].float() / gated.where(gated != 0, 1)).view_as(recurrence.outputs)
-    return Mixing(layer, mixer.kind, "head", recurrence.outputs.shape[1], recurrence.weights, recurrence.values, theirs, skipped)
+    return Mixing(
+        layer, mixer.kind, "head", recurrence.outputs.shape[1], recurrence.weights, recurrence.values, theirs, skipped
+    )
 
 
 def _gated_delta(layer: int, mixer: Mixer, seen: Mapping[str, Seen]) -> Mixing:
-    outputs = {name: part.output[0] for name, part in seen.items() if isinstance(part.output, Tensor) and part.output.ndim >= 3}
+    outputs = {
+        name: part.output[0] for name, part in seen.items() if isinstance(part.output, Tensor) and part.output.ndim >= 3
+    }
     delta = gated_delta.read(mixer.module, outputs)
     values = delta.v.transpose(0, 1)  # (tokens, heads, width)
     theirs = _given_to_norm(seen, values)
@@ -117,12 +124,15 @@ def _given_to_norm(seen: Mapping[str, Seen], like: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def softmax_attention(returned: Sequence[Any], layers: Sequence[int], blocks: int) -> Iterator[Mixing]:
-    """The softmax attention of all blocks that have it, `layers`, rising, of so many, from what a pass over one text returned of it."""
+    """The softmax attention of all blocks that have it, `layers`, rising, of so many, from what a pass over one text
+    returned of it."""
     matrices = [t for t in returned if isinstance(t, Tensor) and t.ndim == 4 and t.shape[2] == t.shape[3]]
     if len(returned) == blocks and len(layers) < blocks:
         matrices = [returned[layer] for layer in layers]  # others return something too, which is no attention
     if len(matrices) != len(layers):
-        raise ModelError(f"{len(layers)} blocks have attention, and transformers returns the matrices of {len(matrices)}")
+        raise ModelError(
+            f"{len(layers)} blocks have attention, and transformers returns the matrices of {len(matrices)}"
+        )
     for layer, matrix in zip(layers, matrices, strict=True):
         heads = matrix[0].float()
         yield Mixing(layer, SOFTMAX, "head", len(heads), heads.__getitem__, None, None)

@@ -1,7 +1,9 @@
-"""Checkpoints as their authors publish them, turned into models of transformers: folders of mamba_ssm, and official RWKV-4 weights.
+"""Checkpoints as their authors publish them, turned into models of transformers: folders of mamba_ssm, and official
+RWKV-4 weights.
 
-Names and configuration change, values do not. What the classes of transformers cannot compute is refused by name. Facts from github.com:
-state-spaces/mamba (config_mamba.py, mixer_seq_simple.py, mamba_simple.py, mamba2.py), and from the rwkv package.
+Names and configuration change, values do not. What the classes of transformers cannot compute is refused by name. Facts
+from github.com: state-spaces/mamba (config_mamba.py, mixer_seq_simple.py, mamba_simple.py, mamba2.py), and from the
+rwkv package.
 """
 
 import json
@@ -57,7 +59,8 @@ def _is_switch(value: Any) -> bool:
 
 
 def _is_no_limit(value: Any) -> bool:
-    """Whether dt is left as it is: one token at a time, the torch code of transformers and of mamba_ssm know no other."""
+    """Whether dt is left as it is: one token at a time, the torch code of transformers and of mamba_ssm know no
+    other."""
     return isinstance(value, list | tuple) and [*value] == [0, float("inf")]
 
 
@@ -75,7 +78,10 @@ _LAYERS = {
     "Mamba1": _Layer(
         MambaConfig,
         MambaForCausalLM,
-        {**_shared(16), "dt_rank": _Setting("time_step_rank", "auto", lambda value: value == "auto" or _is_size(value))},
+        {
+            **_shared(16),
+            "dt_rank": _Setting("time_step_rank", "auto", lambda value: value == "auto" or _is_size(value)),
+        },
         {},
     ),
     "Mamba2": _Layer(
@@ -94,23 +100,39 @@ _LAYERS = {
 # How training starts, and which of two equal ways computes the result.
 _WITHOUT_EFFECT = {"layer", "dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "A_init_range", "conv_init"}
 _WITHOUT_EFFECT |= {"use_fast_path", "use_mem_eff_path", "process_group", "sequence_parallel"}
-_TOP = {"d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple", "tie_embeddings", "ssm_cfg", "d_intermediate", "attn_layer_idx"}
+_TOP = {
+    "d_model",
+    "n_layer",
+    "vocab_size",
+    "pad_vocab_size_multiple",
+    "tie_embeddings",
+    "ssm_cfg",
+    "d_intermediate",
+    "attn_layer_idx",
+}
 _TOP |= {"attn_cfg", "rms_norm", "norm_epsilon", "residual_in_fp32", "fused_add_norm", "initializer_cfg"}
 
 
 def is_native_config(config: object) -> bool:
     """Whether what a config.json holds is what the mamba_ssm package writes."""
-    return isinstance(config, dict) and {"d_model", "n_layer", "ssm_cfg"} <= config.keys() and "model_type" not in config
+    return (
+        isinstance(config, dict) and {"d_model", "n_layer", "ssm_cfg"} <= config.keys() and "model_type" not in config
+    )
 
 
 def read_state_spaces(folder: Path, dtype: torch.dtype | None = torch.float32) -> PreTrainedModel:
-    """The Mamba-1 or Mamba-2 of a folder that mamba_ssm wrote, on the CPU in evaluation mode; None as dtype: that of the stored embedding.
+    """The Mamba-1 or Mamba-2 of a folder that mamba_ssm wrote, on the CPU in evaluation mode; None as dtype: that of
+    the stored embedding.
 
-    Raises ModelError, naming the setting or the tensor, for what is missing, damaged, does not fit, or transformers has no place for.
+    Raises ModelError, naming the setting or the tensor, for what is missing, damaged, does not fit, or transformers has
+    no place for.
     """
     config = _read_json(folder / "config.json")
     if not is_native_config(config):
-        raise ModelError(f"{folder / 'config.json'} is not of mamba_ssm: it needs d_model, n_layer and ssm_cfg, and has no model_type")
+        raise ModelError(
+            f"{folder / 'config.json'} is not of mamba_ssm: it needs d_model, n_layer and ssm_cfg, and has no "
+            "model_type"
+        )
     layer, settings = _settings(config, str(folder / "config.json"))
     weights = _read_folder(folder)
     if settings["tie_word_embeddings"] and _EMBEDDING in weights:
@@ -119,19 +141,28 @@ def read_state_spaces(folder: Path, dtype: torch.dtype | None = torch.float32) -
             raise ModelError(f"{folder}: tie_embeddings is true, but {_HEAD} is another tensor than {_EMBEDDING}")
     with torch.device("meta"):
         model: Any = layer.model(layer.config(**settings))
-    fill(model, weights, str(folder), dtype, official=lambda name: name.replace("backbone.embeddings.", "backbone.embedding."))
+    fill(
+        model,
+        weights,
+        str(folder),
+        dtype,
+        official=lambda name: name.replace("backbone.embeddings.", "backbone.embedding."),
+    )
     model.tie_weights()
     return model.eval()
 
 
 def read_rwkv4(
-    weights: Weights, context_length: int = 1024, dtype: torch.dtype | None = torch.float32, where: str = "the RWKV-4 file"
+    weights: Weights,
+    context_length: int = 1024,
+    dtype: torch.dtype | None = torch.float32,
+    where: str = "the RWKV-4 file",
 ) -> PreTrainedModel:
     """The model of official RWKV-4 weights, on the CPU in evaluation mode.
 
-    As transformers does it, the residual stream is halved every 6 blocks, which the official code does in float16 only: logits agree up to
-    the norms' epsilon. context_length: most tokens in one pass on a GPU. dtype: None is that of the stored embedding; decays are float32
-    in any case. where: the file's name, for errors.
+    As transformers does it, the residual stream is halved every 6 blocks, which the official code does in float16 only:
+    logits agree up to the norms' epsilon. context_length: most tokens in one pass on a GPU. dtype: None is that of the
+    stored embedding; decays are float32 in any case. where: the file's name, for errors.
 
     Raises ModelError, naming the tensor, where one is missing, has no place, or does not fit the others.
     """
@@ -168,8 +199,12 @@ def _settings(config: dict[str, Any], where: str) -> tuple[_Layer, dict[str, Any
     if kind not in list(_LAYERS):
         raise ModelError(f"{where}: the layer of ssm_cfg is {kind!r}; {' and '.join(_LAYERS)} can be read")
     layer = _LAYERS[kind]
-    if unknown := sorted((config.keys() - _TOP) | (ssm.keys() - _WITHOUT_EFFECT - layer.settings.keys() - layer.built_in.keys())):
-        raise ModelError(f"{where} sets {', '.join(unknown)}, which mamba_ssm's {kind} has not; remove what changes no output")
+    if unknown := sorted(
+        (config.keys() - _TOP) | (ssm.keys() - _WITHOUT_EFFECT - layer.settings.keys() - layer.built_in.keys())
+    ):
+        raise ModelError(
+            f"{where} sets {', '.join(unknown)}, which mamba_ssm's {kind} has not; remove what changes no output"
+        )
     take(config, "attn_layer_idx", [], lambda value: not value)
     take(config, "d_intermediate", 0, lambda value: value == 0)
     take(config, "rms_norm", True, lambda value: value is True)
@@ -190,7 +225,9 @@ def _settings(config: dict[str, Any], where: str) -> tuple[_Layer, dict[str, Any
     if kind == "Mamba2":
         inner, head, groups = arguments["expand"] * d_model, arguments["head_dim"], arguments["n_groups"]
         if inner % (head * groups):
-            raise ModelError(f"{where}: {inner} channels are not {groups} groups of whole heads of {head}; correct ssm_cfg")
+            raise ModelError(
+                f"{where}: {inner} channels are not {groups} groups of whole heads of {head}; correct ssm_cfg"
+            )
         arguments["num_heads"] = inner // head
         arguments["time_step_limit"] = tuple(float(limit) for limit in arguments["time_step_limit"])
     return layer, arguments
@@ -223,10 +260,18 @@ def _read_folder(folder: Path) -> Weights:
         if (index := folder / f"{name}.index.json").exists():
             held = _read_json(index)
             files = held.get("weight_map") if isinstance(held, dict) else None
-            if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
+            if not isinstance(files, dict) or not all(
+                isinstance(file, str) and Path(file).name == file for file in files.values()
+            ):
                 raise ModelError(f"{index} does not say which file of its folder holds which tensor")
-            return {tensor: value for file in sorted(set(files.values())) for tensor, value in read_weights(folder / file).items()}
-    raise ModelError(f"{folder} holds no weights: neither pytorch_model.bin nor model.safetensors, nor an index of several files")
+            return {
+                tensor: value
+                for file in sorted(set(files.values()))
+                for tensor, value in read_weights(folder / file).items()
+            }
+    raise ModelError(
+        f"{folder} holds no weights: neither pytorch_model.bin nor model.safetensors, nor an index of several files"
+    )
 
 
 def _read_json(path: Path) -> Any:

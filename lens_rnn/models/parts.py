@@ -30,7 +30,8 @@ def find_parts(model: PreTrainedModel) -> Parts:
     def refuse(what: str) -> ModelError:
         so_far = f" (found: {', '.join(found)})" if found else ""
         return ModelError(
-            f"model type {model.config.model_type!r} cannot be taken apart: {what}{so_far}; subclass lens_rnn.models.ModelAdapter for it, "
+            f"model type {model.config.model_type!r} cannot be taken apart: {what}{so_far}; subclass "
+            "lens_rnn.models.ModelAdapter for it, "
             f"or try another version: {versions.describe('transformers')}"
         )
 
@@ -50,7 +51,9 @@ def find_parts(model: PreTrainedModel) -> Parts:
         ids = torch.arange(6, device=head.weight.device)[None] % head.out_features
         states = getattr(model(ids, output_hidden_states=True, use_cache=False), "hidden_states", None)
     except Exception as error:  # foreign code fails in its own ways
-        raise refuse(f"its own code does not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+        raise refuse(
+            f"its own code does not run here ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,5 @@
-"""Fused forward and backward passes, on the CPU, of the two recurrences that transformers runs as Python loops over time.
+"""Fused forward and backward passes, on the CPU, of the two recurrences that transformers runs as Python loops over
+time.
 
 Symbols (Mamba: Gu & Dao 2023, arXiv 2312.00752; RWKV-4: Peng et al. 2023, arXiv 2305.13048):
 
@@ -12,9 +13,10 @@ Symbols (Mamba: Gu & Dao 2023, arXiv 2312.00752; RWKV-4: Peng et al. 2023, arXiv
     u   RWKV bonus of the current token (time_first)   (channels)
     k,v RWKV key and value                (batch, seq, channels)
 
-Each pass is one numba kernel in float32, parallel over batch and channel. The backward passes keep nothing but the inputs: the states
-are computed again for a block of channels, in a buffer that fits the cache, so memory does not grow with seq × channels × n.
-Results do not depend on the number of threads: every sum over channels or batch is split into fixed parts.
+Each pass is one numba kernel in float32, parallel over batch and channel. The backward passes keep nothing but the
+inputs: the states are computed again for a block of channels, in a buffer that fits the cache, so memory does not grow
+with seq × channels × n. Results do not depend on the number of threads: every sum over channels or batch is split into
+fixed parts.
 
 The naive twins stand in tests/reference/recurrences.py.
 """
@@ -35,7 +37,8 @@ _WKV_CHANNELS = 64  # channels in one task of WKV: the states of 64 channels and
 
 @lru_cache(maxsize=8)
 def _scan_kernels(n: int) -> tuple[Any, Any]:
-    """The forward and backward kernels for SSM state size n, which is a constant in them so that loops over it unroll."""
+    """The forward and backward kernels for SSM state size n, which is a constant in them so that loops over it
+    unroll."""
 
     @njit(parallel=True, fastmath=FASTMATH, cache=True)
     def forward(u, dt, A, B, C, start, y, last):
@@ -105,7 +108,9 @@ def _scan_kernels(n: int) -> tuple[Any, Any]:
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor
+    ) -> tuple[Tensor, Tensor]:
         u, dt, A, B, C, start = (t.detach().contiguous() for t in (u, dt, A, B, C, start))
         y, last = torch.empty_like(u), torch.empty_like(start)
         forward, _ = _scan_kernels(A.shape[1])
@@ -118,7 +123,12 @@ class _SelectiveScan(torch.autograd.Function):
         u, dt, A, B, C, start = ctx.saved_tensors
         batch, channels, _ = u.shape
         parts = -(-channels // _SCAN_CHANNELS)
-        gu, gdt, gA, gstart = torch.empty_like(u), torch.empty_like(dt), torch.empty_like(start), torch.empty_like(start)
+        gu, gdt, gA, gstart = (
+            torch.empty_like(u),
+            torch.empty_like(dt),
+            torch.empty_like(start),
+            torch.empty_like(start),
+        )
         gB, gC = (B.new_zeros(batch, parts, *B.shape[1:]) for _ in range(2))
         _, backward = _scan_kernels(A.shape[1])
         inputs = (u, dt, A, B, C, start, gy.contiguous(), glast.contiguous())
@@ -126,12 +136,14 @@ class _SelectiveScan(torch.autograd.Function):
         return gu, gdt, gA.sum(0), gB.sum(1), gC.sum(1), gstart
 
 
-def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mamba's scan S_t = exp(dt_t A) S_{t−1} + dt_t B_t u_t, y_t = C_t S_t (arXiv 2312.00752, eqs. 2a, 2b and 4).
 
-    u, dt: (batch, channels, seq); A: (channels, n), negative; B, C: (batch, seq, n); state: (batch, channels, n) or None for zero.
-    All on the CPU; computed in float32 whatever they come in. Returns y (batch, channels, seq) and the last state
-    (batch, channels, n), float32. Differentiable in every input.
+    u, dt: (batch, channels, seq); A: (channels, n), negative; B, C: (batch, seq, n); state: (batch, channels, n) or
+    None for zero. All on the CPU; computed in float32 whatever they come in. Returns y (batch, channels, seq) and the
+    last state (batch, channels, n), float32. Differentiable in every input.
     """
     if state is None:
         state = torch.zeros(u.shape[0], *A.shape)
@@ -160,10 +172,12 @@ def _wkv_forward(w, u, k, v, num, den, top, y):  # pragma: no cover - compiled
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
 def _wkv_backward(w, u, k, v, y, gy, gw, gu, gk, gv):  # pragma: no cover - compiled
-    """Let N_t = Σ_{i<t} e^{w(t−1−i)+k_i} v_i, M_t the same without v, D_t = M_t + e^{u+k_t}; then y_t = (N_t + e^{u+k_t} v_t) / D_t and
+    """Let N_t = Σ_{i<t} e^{w(t−1−i)+k_i} v_i, M_t the same without v, D_t = M_t + e^{u+k_t}; then y_t = (N_t +
+    e^{u+k_t} v_t) / D_t and
 
-    GN_t = gy_t / D_t + e^w GN_{t+1} and GM_t = −gy_t y_t / D_t + e^w GM_{t+1} are the gradients at N_t and M_t. Each quantity is kept
-    as mantissa × e^exponent with a running exponent, as the forward pass keeps its sums, so that nothing overflows.
+    GN_t = gy_t / D_t + e^w GN_{t+1} and GM_t = −gy_t y_t / D_t + e^w GM_{t+1} are the gradients at N_t and M_t. Each
+    quantity is kept as mantissa × e^exponent with a running exponent, as the forward pass keeps its sums, so that
+    nothing overflows.
     """
     batch, seq, channels = k.shape
     parts = (channels + _WKV_CHANNELS - 1) // _WKV_CHANNELS
@@ -227,17 +241,22 @@ class _WKV4(torch.autograd.Function):
 
 
 def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """RWKV-4's weighted average (arXiv 2305.13048, eq. 16): wkv_t = (Σ_{i<t} e^{w(t−1−i)+k_i} v_i + e^{u+k_t} v_t) / (the same without v).
+    """RWKV-4's weighted average (arXiv 2305.13048, eq. 16): wkv_t = (Σ_{i<t} e^{w(t−1−i)+k_i} v_i + e^{u+k_t} v_t) /
+    (the same without v).
 
-    w: (channels), negative, = −exp(time_decay); u: (channels), = time_first; k, v: (batch, seq, channels). All on the CPU; computed
-    in float32 whatever they come in. Returns (batch, seq, channels), float32. Differentiable in every input. Starts from the empty state.
+    w: (channels), negative, = −exp(time_decay); u: (channels), = time_first; k, v: (batch, seq, channels). All on the
+    CPU; computed in float32 whatever they come in. Returns (batch, seq, channels), float32. Differentiable in every
+    input. Starts from the empty state.
     """
     return _WKV4.apply(*(t.float() for t in (w, u, k, v)))
 
 
-def wkv4_from_state(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`wkv4` from a state on, without gradients. state: numerator and denominator relative to exp(max), and max, each (batch, channels),
-    left as they are; None for the empty one. Returns the output and the state after the last token, float32."""
+def wkv4_from_state(
+    w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...] | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`wkv4` from a state on, without gradients. state: numerator and denominator relative to exp(max), and max, each
+    (batch, channels), left as they are; None for the empty one. Returns the output and the state after the last token,
+    float32."""
     w, u, k, v = (t.detach().float().contiguous() for t in (w, u, k, v))
     nothing = torch.zeros_like(k[:, 0])
     start = (nothing, nothing, torch.full_like(nothing, -1e38)) if state is None else state

@@ -1,4 +1,5 @@
-"""Official RWKV weight files: which version they hold, which sizes, and the model they make. Every mismatch is named."""
+"""Official RWKV weight files: which version they hold, which sizes, and the model they make. Every mismatch is
+named."""
 
 from collections.abc import Mapping
 
@@ -14,7 +15,8 @@ SUFFIXES = (".pth", ".safetensors")
 
 
 def version_of(weights: Mapping[str, Tensor], where: str) -> str:
-    """4, 5.0, 5.1, 5.2, 6 or 7, by the names of the tensors. Raises ModelError, naming what is odd, for anything else."""
+    """4, 5.0, 5.1, 5.2, 6 or 7, by the names of the tensors. Raises ModelError, naming what is odd, for anything
+    else."""
     if "emb.weight" not in weights or "blocks.0.att.key.weight" not in weights:
         lacking = "emb.weight" if "emb.weight" not in weights else "blocks.0.att.key.weight"
         raise ModelError(f"{where} is not an RWKV: it has no tensor {lacking}")
@@ -80,11 +82,16 @@ def _config(weights: Weights, version: str, where: str) -> RWKVConfig:
         raise ModelError(f"{where}: blocks.0.att.key.weight has {inner} rows, which {heads} heads cannot share")
     lora = {}
     if version == "6":
-        lora = {"time_maa": shape("blocks.0.att.time_maa_w1", 2)[1] // 5, "time_decay": shape("blocks.0.att.time_decay_w1", 2)[1]}
+        lora = {
+            "time_maa": shape("blocks.0.att.time_maa_w1", 2)[1] // 5,
+            "time_decay": shape("blocks.0.att.time_decay_w1", 2)[1],
+        }
     elif version == "7":
         layers = {"w": 0, "a": 0, "g": 0} | ({"v": 1} if "blocks.1.att.v1" in weights else {})
         lora = {"v": 1} | {name: shape(f"blocks.{layer}.att.{name}1", 2)[1] for name, layer in layers.items()}
-    blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.") and name.split(".")[1].isdigit()}
+    blocks = {
+        int(name.split(".")[1]) for name in weights if name.startswith("blocks.") and name.split(".")[1].isdigit()
+    }
     return RWKVConfig(
         version=version,
         vocab_size=vocab_size,

@@ -1,7 +1,9 @@
-"""The recurrences of Mamba, Mamba-2, RWKV-4 and RG-LRU in plain torch: from any state, in chunks of tokens, on any device.
+"""The recurrences of Mamba, Mamba-2, RWKV-4 and RG-LRU in plain torch: from any state, in chunks of tokens, on any
+device.
 
-Symbols as in models/recurrences.py, which has fused versions of two of them for the CPU. Parallel inside a chunk, one chunk after another;
-differentiable in every input. No exponent is ever above 0, so nothing overflows. Low precision is computed in float32.
+Symbols as in models/recurrences.py, which has fused versions of two of them for the CPU. Parallel inside a chunk, one
+chunk after another; differentiable in every input. No exponent is ever above 0, so nothing overflows. Low precision is
+computed in float32.
 
 The naive twins, one token at a time, stand in tests/reference/recurrences.py.
 """
@@ -17,7 +19,8 @@ _CHANNEL_CHUNK = 32  # the same where every channel has pairs of its own
 def linear_scan(decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
     """h_t = decay_t h_{t−1} + drive_t from h_0 = start: all h (…, tokens, n).
 
-    decay, drive: (…, tokens, n); start: (…, n). Each of log₂(tokens) rounds joins spans of twice the length (Hillis & Steele 1986).
+    decay, drive: (…, tokens, n); start: (…, n). Each of log₂(tokens) rounds joins spans of twice the length (Hillis &
+    Steele 1986).
     """
     h = torch.cat([drive[..., :1, :] + decay[..., :1, :] * start[..., None, :], drive[..., 1:, :]], dim=-2)
     reach = 1
@@ -30,7 +33,8 @@ def linear_scan(decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
 
 
 def lru(decay: Tensor, drive: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`linear_scan` over any number of tokens: decay, drive (batch, seq, n), start (batch, n) or None for zero. All h and the last."""
+    """`linear_scan` over any number of tokens: decay, drive (batch, seq, n), start (batch, n) or None for zero. All h
+    and the last."""
     decay, drive = wide(decay), wide(drive)
     last = torch.zeros_like(drive[:, 0]) if start is None else start.to(drive.dtype)
     parts = []
@@ -40,7 +44,9 @@ def lru(decay: Tensor, drive: Tensor, start: Tensor | None) -> tuple[Tensor, Ten
     return torch.cat(parts, 1), last.clone()
 
 
-def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mamba's scan, with the arguments and results of `recurrences.selective_scan`."""
     u, dt, A, B, C = (wide(t) for t in (u, dt, A, B, C))
     state = u.new_zeros(u.shape[0], *A.shape) if state is None else state.to(u.dtype)
@@ -54,21 +60,28 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
 
 
 def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Mamba-2's scan S_t = exp(dt_t A) S_{t−1} + dt_t x_t B_tᵀ, y_t = S_t C_t (Dao & Gu 2024, arXiv 2405.21060, section 6).
+    """Mamba-2's scan S_t = exp(dt_t A) S_{t−1} + dt_t x_t B_tᵀ, y_t = S_t C_t (Dao & Gu 2024, arXiv 2405.21060, section
+    6).
 
-    x: (batch, seq, heads, p); dt: (batch, seq, heads); A: (heads), negative; B, C: (batch, seq, groups, n), each group for as many heads
-    in a row; state: (batch, heads, p, n) or None for zero. Returns y (batch, seq, heads, p) and the last state.
+    x: (batch, seq, heads, p); dt: (batch, seq, heads); A: (heads), negative; B, C: (batch, seq, groups, n), each group
+    for as many heads in a row; state: (batch, heads, p, n) or None for zero. Returns y (batch, seq, heads, p) and the
+    last state.
     """
     x, dt, A, B, C = (wide(t) for t in (x, dt, A, B, C))
     heads = x.shape[2] // B.shape[2]
     state = x.new_zeros(len(x), *x.shape[2:], B.shape[-1]) if state is None else state.to(x.dtype)
     parts = []
     for start in range(0, x.shape[1], _CHUNK):
-        x_c, dt_c, B_c, C_c = (t[:, start : start + _CHUNK].transpose(1, 2) for t in (x, dt, B, C))  # (batch, heads or groups, tokens, …)
+        x_c, dt_c, B_c, C_c = (
+            t[:, start : start + _CHUNK].transpose(1, 2) for t in (x, dt, B, C)
+        )  # (batch, heads or groups, tokens, …)
         step = dt_c * A[:, None]  # log of each token's decay (batch, heads, tokens)
         later = torch.ones(step.shape[2], step.shape[2], dtype=torch.bool, device=x.device).tril(-1)
-        # Summed over just the steps between two tokens: the difference of two long sums would lose its digits to cancellation.
-        between = step[..., None].where(later, 0.0).cumsum(2)  # (batch, heads, t, s): log of the decay from after s to after t
+        # Summed over just the steps between two tokens: the difference of two long sums would lose its digits to
+        # cancellation.
+        between = (
+            step[..., None].where(later, 0.0).cumsum(2)
+        )  # (batch, heads, t, s): log of the decay from after s to after t
         scores = (C_c @ B_c.mT).repeat_interleave(heads, 1) * between.exp().tril()
         driven = x_c * dt_c[..., None]  # (batch, heads, tokens, p)
         B_h, C_h = (t.repeat_interleave(heads, 1) for t in (B_c, C_c))  # (batch, heads, tokens, n)
@@ -82,12 +95,18 @@ Sums = tuple[Tensor, Tensor, Tensor]
 
 
 def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None = None) -> tuple[Tensor, Sums]:
-    """RWKV-4's weighted average, with the arguments of `recurrences.wkv4_from_state`: output (batch, seq, channels), and the state after.
+    """RWKV-4's weighted average, with the arguments of `recurrences.wkv4_from_state`: output (batch, seq, channels),
+    and the state after.
 
-    A token is an average of the chunk's values so far and of the state, which is one more value with a weight of its own.
+    A token is an average of the chunk's values so far and of the state, which is one more value with a weight of its
+    own.
     """
     w, u, k, v = (wide(t) for t in (w, u, k, v))
-    num, den, top = (torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0]), torch.full_like(k[:, 0], -1e38)) if state is None else state
+    num, den, top = (
+        (torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0]), torch.full_like(k[:, 0], -1e38))
+        if state is None
+        else state
+    )
     parts = []
     for k_c, v_c in zip(k.split(_CHANNEL_CHUNK, 1), v.split(_CHANNEL_CHUNK, 1), strict=True):
         i = torch.arange(k_c.shape[1], device=k.device)
@@ -108,14 +127,16 @@ def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None = None) 
 
 
 def causal_conv(conv: torch.nn.Conv1d, x: Tensor, before: Tensor | None) -> Tensor:
-    """A depthwise convolution over past inputs: of x (batch, channels, seq), after `before` (batch, channels, at least kernel − 1)."""
+    """A depthwise convolution over past inputs: of x (batch, channels, seq), after `before` (batch, channels, at least
+    kernel − 1)."""
     reach = conv.kernel_size[0] - 1
     past = x.new_zeros(*x.shape[:2], reach) if before is None else before[..., before.shape[-1] - reach :].to(x.dtype)
     return F.conv1d(torch.cat([past, x], -1), conv.weight, conv.bias, groups=conv.groups)
 
 
 def last_inputs(x: Tensor, before: Tensor | None, count: int) -> Tensor:
-    """The last `count` of the inputs `before` (batch, channels, count) and x (batch, channels, seq), zeros before them; a copy."""
+    """The last `count` of the inputs `before` (batch, channels, count) and x (batch, channels, seq), zeros before them;
+    a copy."""
     past = x.new_zeros(*x.shape[:2], count) if before is None else before.to(x.dtype)
     return torch.cat([past, x[..., -count:]], -1)[..., -count:].clone()
 

@@ -1,4 +1,5 @@
-"""The recurrent state of a model: what it remembers of the tokens it has read, as tensors to look at, to copy and to change."""
+"""The recurrent state of a model: what it remembers of the tokens it has read, as tensors to look at, to copy and to
+change."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -13,11 +14,13 @@ BlockState = dict[str, Tensor]
 class RecurrentState:
     """State after some tokens. `ModelAdapter.advance` makes one, and continues from one without changing it.
 
-    Change a copy, `state.clone()`: `copy.blocks[3]["ssm"] += vector`, or put another tensor of the same shape in its place.
+    Change a copy, `state.clone()`: `copy.blocks[3]["ssm"] += vector`, or put another tensor of the same shape in its
+    place.
     """
 
     blocks: list[BlockState]
-    """One a block. Names that hold recurrent memory are the adapter's `state_names`; a block of attention has `keys` and `values`."""
+    """One a block. Names that hold recurrent memory are the adapter's `state_names`; a block of attention has `keys`
+    and `values`."""
     tokens: int
     """How many tokens were read."""
     carrier: Any = None
@@ -35,9 +38,15 @@ class RecurrentState:
 
     def clone(self) -> Self:
         """A copy that shares no memory with this one."""
-        return type(self)([{name: tensor.clone() for name, tensor in block.items()} for block in self.blocks], self.tokens, self.carrier)
+        return type(self)(
+            [{name: tensor.clone() for name, tensor in block.items()} for block in self.blocks],
+            self.tokens,
+            self.carrier,
+        )
 
     def repeat(self, times: int) -> Self:
         """The state for a batch in which every sequence stands `times` times in a row."""
-        repeated = [{name: tensor.repeat_interleave(times, 0) for name, tensor in block.items()} for block in self.blocks]
+        repeated = [
+            {name: tensor.repeat_interleave(times, 0) for name, tensor in block.items()} for block in self.blocks
+        ]
         return type(self)(repeated, self.tokens, self.carrier)

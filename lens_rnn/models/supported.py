@@ -1,7 +1,8 @@
-"""Which families this package knows, what it can do with each, where their checkpoints live, and what each was compared with.
+"""Which families this package knows, what it can do with each, where their checkpoints live, and what each was compared
+with.
 
-A model whose family is not here is taken apart like the others without a file of their own, and says when it loads what it can do. A test
-derives what stands here by trying a tiny random model of every family.
+A model whose family is not here is taken apart like the others without a file of their own, and says when it loads what
+it can do. A test derives what stands here by trying a tiny random model of every family.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,8 @@ class Family(NamedTuple):
     layers: str = "input of block i"
     """What hidden state i is."""
     state: tuple[str, ...] = ()
-    """What the recurrent state of a block is called (`RecurrentState.blocks`); empty where there is none that can be reached."""
+    """What the recurrent state of a block is called (`RecurrentState.blocks`); empty where there is none that can be
+    reached."""
     fused: bool = False
     """Whether whole texts run by equations of this package on the CPU, in float32."""
     attention: str = ""
@@ -27,9 +29,11 @@ class Family(NamedTuple):
     relevance: bool = False
     """Whether MambaLRP covers it."""
     lora: tuple[str, ...] = ()
-    """Which linear maps take a low-rank adapter in fine-tuning; empty for those of the blocks that `lora_maps` finds."""
+    """Which linear maps take a low-rank adapter in fine-tuning; empty for those of the blocks that `lora_maps`
+    finds."""
     since: str = ""
-    """The release of transformers that it came with, where that is later than the lowest that this package works with."""
+    """The release of transformers that it came with, where that is later than the lowest that this package works
+    with."""
 
 
 _OUTPUTS = "output of block i"
@@ -97,15 +101,57 @@ _FAMILIES = (
         attention="hidden, by head",
         lora=("key", "value", "receptance", "output"),
     ),
-    Family("RecurrentGemma", ("recurrent_gemma",), "google/recurrentgemma-2b …", _TRANSFORMERS, state=("conv", "lru"), fused=True),
-    Family("Nemotron-H", ("nemotron_h",), "nvidia/Nemotron-H-8B-Base-8K …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
-    Family("Granite-4-H", ("granitemoehybrid",), "ibm-granite/granite-4.0-h-tiny …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
-    Family("Falcon-H1", ("falcon_h1",), "tiiuae/Falcon-H1-0.5B-Base …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
+    Family(
+        "RecurrentGemma",
+        ("recurrent_gemma",),
+        "google/recurrentgemma-2b …",
+        _TRANSFORMERS,
+        state=("conv", "lru"),
+        fused=True,
+    ),
+    Family(
+        "Nemotron-H",
+        ("nemotron_h",),
+        "nvidia/Nemotron-H-8B-Base-8K …",
+        _TRANSFORMERS,
+        state=_MAMBA2_HYBRID,
+        attention=_BOTH,
+    ),
+    Family(
+        "Granite-4-H",
+        ("granitemoehybrid",),
+        "ibm-granite/granite-4.0-h-tiny …",
+        _TRANSFORMERS,
+        state=_MAMBA2_HYBRID,
+        attention=_BOTH,
+    ),
+    Family(
+        "Falcon-H1",
+        ("falcon_h1",),
+        "tiiuae/Falcon-H1-0.5B-Base …",
+        _TRANSFORMERS,
+        state=_MAMBA2_HYBRID,
+        attention=_BOTH,
+    ),
     Family("Bamba", ("bamba",), "ibm-ai-platform/Bamba-9B-v2 …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
     Family("Zamba2", ("zamba2",), "Zyphra/Zamba2-1.2B …", _TRANSFORMERS, state=_MAMBA2_HYBRID, attention=_BOTH),
     Family("Zamba", ("zamba",), "Zyphra/Zamba-7B-v1 …", _TRANSFORMERS, state=("conv", "ssm"), attention=_SOFTMAX),
-    Family("Jamba", ("jamba",), "ai21labs/AI21-Jamba-Reasoning-3B …", _TRANSFORMERS, state=("conv", "ssm"), attention=_SOFTMAX),
-    Family("Qwen3-Next", ("qwen3_next",), "Qwen/Qwen3-Next-80B-A3B-Instruct …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
+    Family(
+        "Jamba",
+        ("jamba",),
+        "ai21labs/AI21-Jamba-Reasoning-3B …",
+        _TRANSFORMERS,
+        state=("conv", "ssm"),
+        attention=_SOFTMAX,
+    ),
+    Family(
+        "Qwen3-Next",
+        ("qwen3_next",),
+        "Qwen/Qwen3-Next-80B-A3B-Instruct …",
+        _TRANSFORMERS,
+        state=_DELTA_HYBRID,
+        attention=_BOTH,
+    ),
     Family(
         "Qwen3.5",
         ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_5", "qwen3_5_moe"),
@@ -114,14 +160,37 @@ _FAMILIES = (
         state=_DELTA_HYBRID,
         attention=_BOTH,
     ),
-    Family("OLMo-Hybrid", ("olmo_hybrid",), "allenai/Olmo-Hybrid-7B …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
-    Family("Kimi-Linear", ("kimi_linear",), "moonshotai/Kimi-Linear-48B-A3B-Base …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH),
+    Family(
+        "OLMo-Hybrid", ("olmo_hybrid",), "allenai/Olmo-Hybrid-7B …", _TRANSFORMERS, state=_DELTA_HYBRID, attention=_BOTH
+    ),
+    Family(
+        "Kimi-Linear",
+        ("kimi_linear",),
+        "moonshotai/Kimi-Linear-48B-A3B-Base …",
+        _TRANSFORMERS,
+        state=_DELTA_HYBRID,
+        attention=_BOTH,
+    ),
     Family("LFM2", ("lfm2", "lfm2_moe"), "LiquidAI/LFM2-350M …", _TRANSFORMERS, state=("conv",), attention=_SOFTMAX),
     Family("MiniMax", ("minimax",), "MiniMaxAI/MiniMax-Text-01-hf …", _TRANSFORMERS, state=("kv",), attention=_SOFTMAX),
     Family("xLSTM", ("xlstm",), "NX-AI/xLSTM-7b …", _TRANSFORMERS),
     Family(
         "transformers, as controls",
-        ("gpt_neox", "llama", "gpt2", "qwen3", "gemma2", "gemma3_text", "mistral", "olmo2", "phi3", "gpt_oss", "cohere", "granite", "opt"),
+        (
+            "gpt_neox",
+            "llama",
+            "gpt2",
+            "qwen3",
+            "gemma2",
+            "gemma3_text",
+            "mistral",
+            "olmo2",
+            "phi3",
+            "gpt_oss",
+            "cohere",
+            "granite",
+            "opt",
+        ),
         "EleutherAI/pythia-160m, Qwen/Qwen3-0.6B-Base … and every other causal model of transformers",
         _TRANSFORMERS,
         attention=_SOFTMAX,
@@ -137,7 +206,8 @@ _FAMILIES = (
 
 
 def supported() -> tuple[Family, ...]:
-    """The families that `load_model` takes. All run on the CPU and on CUDA GPUs, those with code of their own where that code does."""
+    """The families that `load_model` takes. All run on the CPU and on CUDA GPUs, those with code of their own where
+    that code does."""
     return _FAMILIES
 
 

@@ -1,4 +1,5 @@
-"""Files of weights: reading them without running code, and giving them to a model, with every tensor that does not fit named."""
+"""Files of weights: reading them without running code, and giving them to a model, with every tensor that does not fit
+named."""
 
 import zipfile
 from collections.abc import Callable, Iterable
@@ -15,7 +16,8 @@ Weights = dict[str, Tensor]
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a .pth (read without running code) or .safetensors file, on the CPU. Raises ModelError if it is neither."""
+    """The tensors of a .pth (read without running code) or .safetensors file, on the CPU. Raises ModelError if it is
+    neither."""
     try:
         if path.suffix == ".safetensors":
             weights = load_file(path)
@@ -41,17 +43,20 @@ def fill(
 ) -> None:
     """Give a model without storage copies of the weights, and set it to evaluation mode.
 
-    where: what an error calls the file. dtype: None is that of the stored embedding; what the model's class wants in float32 stays so.
-    kind: what the file is taken for, by default the model's class. official: from the model's name of a tensor to that in the file.
+    where: what an error calls the file. dtype: None is that of the stored embedding; what the model's class wants in
+    float32 stays so. kind: what the file is taken for, by default the model's class. official: from the model's name of
+    a tensor to that in the file.
 
-    Raises ModelError, naming the tensor, where one is missing, has no place, or has another shape than its place, sizes of 1 aside, which
-    files of different age have or lack.
+    Raises ModelError, naming the tensor, where one is missing, has no place, or has another shape than its place, sizes
+    of 1 aside, which files of different age have or lack.
     """
     kind = kind or type(model).__name__
     places = model.state_dict()
     names = {official(name): name for name in places}
     if absent := names.keys() - weights.keys():
-        raise ModelError(f"{where} is taken for {kind} and lacks {listed(sorted(absent))}; the checkpoint is incomplete")
+        raise ModelError(
+            f"{where} is taken for {kind} and lacks {listed(sorted(absent))}; the checkpoint is incomplete"
+        )
     if unread := weights.keys() - names.keys():
         raise ModelError(f"{where} is taken for {kind}, which has no place for {listed(sorted(unread))}")
     exact = set(model._keep_in_fp32_modules or ())

@@ -1,4 +1,5 @@
-"""The recurrences of RWKV-5, 6 and 7 over whole sequences: parallel inside chunks of tokens, one after another between them.
+"""The recurrences of RWKV-5, 6 and 7 over whole sequences: parallel inside chunks of tokens, one after another between
+them.
 
     r, k, v   receptance, key, value                          (batch, seq, heads, n)       n = head size
     w         decay of the state, 0 < w < 1; here log w       (batch, seq, heads, n)
@@ -7,8 +8,8 @@
     S         state, float32: key × value in RWKV-5 and 6 (arXiv 2404.05892, eqs. 9 and 22), value × key in RWKV-7
                (arXiv 2503.14456, eq. 17)                     (batch, heads, n, n)
 
-The naive twins, one token at a time, stand in tests/reference/wkv.py. On a GPU the kernels of flash-linear-attention take over where that
-package is installed and agrees with the code here.
+The naive twins, one token at a time, stand in tests/reference/wkv.py. On a GPU the kernels of flash-linear-attention
+take over where that package is installed and agrees with the code here.
 """
 
 import logging
@@ -19,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Tokens a chunk. RWKV-6 forgets as fast as its weights say, so every pair of tokens has a decay of its own and costs n products; RWKV-7
-# forgets at most exp(−0.61) a token, so the decay from the chunk's start can be split off without overflow.
+# Tokens a chunk. RWKV-6 forgets as fast as its weights say, so every pair of tokens has a decay of its own and costs n
+# products; RWKV-7 forgets at most exp(−0.61) a token, so the decay from the chunk's start can be split off without
+# overflow.
 _CHUNK_6 = 16
 _CHUNK_7 = 32
 
@@ -28,7 +30,8 @@ Result = tuple[Tensor, Tensor]
 
 
 def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Result:
-    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(w_t) S + k_t v_tᵀ. Returns y (batch, seq, heads, n) and the last S, float32.
+    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(w_t) S + k_t v_tᵀ. Returns y (batch, seq, heads, n) and the last
+    S, float32.
 
     RWKV-5 is the case of a constant w.
     """
@@ -38,7 +41,8 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tenso
 
 
 def wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> Result:
-    """S ← S diag(w_t) + (S remove_t) add_tᵀ + v_t k_tᵀ, then y_t = S r_t. Returns y (batch, seq, heads, n) and the last S, float32.
+    """S ← S diag(w_t) + (S remove_t) add_tᵀ + v_t k_tᵀ, then y_t = S r_t. Returns y (batch, seq, heads, n) and the last
+    S, float32.
 
     remove = −κ and add = κ ⊙ a, both (batch, seq, heads, n).
     """
@@ -54,8 +58,8 @@ def plain_wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state:
     for start in range(0, r.shape[1], _CHUNK_6):
         part = slice(start, start + _CHUNK_6)
         rc, kc, vc, step = (t[:, part].transpose(1, 2) for t in (r, k, v, log_w))  # (batch, heads, tokens, n)
-        # log of the decay from after token s to after token t, 0 where t ≤ s. Summed over just those steps: the difference of two long
-        # sums would lose its digits to cancellation.
+        # log of the decay from after token s to after token t, 0 where t ≤ s. Summed over just those steps: the
+        # difference of two long sums would lose its digits to cancellation.
         later = torch.ones(rc.shape[2], rc.shape[2], dtype=torch.bool, device=r.device).tril(-1)[..., None]
         between = step[:, :, :, None].where(later, 0.0).cumsum(2)  # (batch, heads, t, s, n)
         # Token t reads what token s wrote before it decays itself.
@@ -72,14 +76,16 @@ def plain_wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state:
 def plain_wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> Result:
     """`wkv7` in torch, on any device, differentiable.
 
-    With p_t = S_{t−1} remove_t, what the token takes out, S_t = S₀ diag(W_t) + Σ_{s≤t} (p_s add_sᵀ + v_s k_sᵀ) diag(W_t / W_s), where W_t
-    is the product of the decays; so the p of a chunk solve a triangular system.
+    With p_t = S_{t−1} remove_t, what the token takes out, S_t = S₀ diag(W_t) + Σ_{s≤t} (p_s add_sᵀ + v_s k_sᵀ) diag(W_t
+    / W_s), where W_t is the product of the decays; so the p of a chunk solve a triangular system.
     """
     r, k, v, log_w, remove, add, state = (t.float() for t in (r, k, v, log_w, remove, add, state))
     outputs = []
     for start in range(0, r.shape[1], _CHUNK_7):
         part = slice(start, start + _CHUNK_7)
-        rc, kc, vc, out, into, step = (t[:, part].transpose(1, 2) for t in (r, k, v, remove, add, log_w))  # (batch, heads, tokens, n)
+        rc, kc, vc, out, into, step = (
+            t[:, part].transpose(1, 2) for t in (r, k, v, remove, add, log_w)
+        )  # (batch, heads, tokens, n)
         total = step.cumsum(2)  # log W
         reads, takes = rc * total.exp(), out * (total - step).exp()
         keys, puts = kc * (-total).exp(), into * (-total).exp()
@@ -87,7 +93,9 @@ def plain_wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, a
         known = takes @ fromtop + (takes @ keys.transpose(2, 3)).tril(-1) @ vc
         among = (takes @ puts.transpose(2, 3)).tril(-1)
         eye = torch.eye(among.shape[-1], device=r.device)
-        taken = torch.linalg.solve_triangular(eye - among, known, upper=False, unitriangular=True)  # p (batch, heads, tokens, value)
+        taken = torch.linalg.solve_triangular(
+            eye - among, known, upper=False, unitriangular=True
+        )  # p (batch, heads, tokens, value)
         scores_v, scores_p = ((reads @ t.transpose(2, 3)).tril() for t in (keys, puts))
         outputs.append(reads @ fromtop + scores_v @ vc + scores_p @ taken)
         state = (state + taken.transpose(2, 3) @ puts + vc.transpose(2, 3) @ keys) * total[:, :, -1:].exp()
@@ -101,7 +109,8 @@ def _fused(name: str, r: Tensor) -> Callable[..., Result] | None:
 
 @cache
 def _checked_kernel(name: str, n: int, dtype: torch.dtype, device: torch.device) -> Callable[..., Result] | None:
-    """Compared once with the plain path, on random input of this head size and dtype; a kernel that disagrees is not used."""
+    """Compared once with the plain path, on random input of this head size and dtype; a kernel that disagrees is not
+    used."""
     log = logging.getLogger(__name__)
     try:
         kernel, plain = (_fla_wkv6(), plain_wkv6) if name == "rwkv6" else (_fla_wkv7(), plain_wkv7)
@@ -111,7 +120,9 @@ def _checked_kernel(name: str, n: int, dtype: torch.dtype, device: torch.device)
     generator = torch.Generator(device).manual_seed(0)
     r, k, v, w, x, a = (torch.randn(2, 70, 2, n, generator=generator, device=device, dtype=dtype) for _ in range(6))
     state = torch.randn(2, 2, n, n, generator=generator, device=device)
-    log_w = -torch.exp(2 * w.float()) if name == "rwkv6" else -torch.sigmoid(w.float()) * 0.6  # RWKV-6 may forget everything at once
+    log_w = (
+        -torch.exp(2 * w.float()) if name == "rwkv6" else -torch.sigmoid(w.float()) * 0.6
+    )  # RWKV-6 may forget everything at once
     x = torch.nn.functional.normalize(x, dim=-1)
     inputs = (r, k, v, log_w, w[0, 0], state) if name == "rwkv6" else (r, k, v, log_w, -x, x * a.sigmoid(), state)
     try:
@@ -122,7 +133,11 @@ def _checked_kernel(name: str, n: int, dtype: torch.dtype, device: torch.device)
         log.warning("flash-linear-attention's %s kernel does not run here (%s); plain torch is used", name, reason)
         return None
     if not difference <= (1e-3 if dtype == torch.float32 else 3e-2):
-        log.warning("flash-linear-attention's %s kernel differs from plain torch by %.1e of its norm and is not used", name, difference)
+        log.warning(
+            "flash-linear-attention's %s kernel differs from plain torch by %.1e of its norm and is not used",
+            name,
+            difference,
+        )
         return None
     return kernel
 

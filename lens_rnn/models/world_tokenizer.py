@@ -1,9 +1,9 @@
 """The RWKV "World" tokenizer: greedy longest match of a text's UTF-8 bytes against the entries of a vocabulary file.
 
-Each line of the file (rwkv_vocab_v20230424.txt) is `id literal length`: a number from 1, a Python literal of type str or
-bytes, and the length of its UTF-8 bytes. Id 0 is the end of text and is not in the file. The file may leave out any other
-id too: no text becomes it, and where a model predicts it there is no token (None) and it decodes to nothing, as with
-transformers' fast tokenizers.
+Each line of the file (rwkv_vocab_v20230424.txt) is `id literal length`: a number from 1, a Python literal of type str
+or bytes, and the length of its UTF-8 bytes. Id 0 is the end of text and is not in the file. The file may leave out any
+other id too: no text becomes it, and where a model predicts it there is no token (None) and it decodes to nothing, as
+with transformers' fast tokenizers.
 """
 
 import ast
@@ -28,12 +28,14 @@ _SHORT = tuple(range(_PREFIX - 1, 0, -1))
 class WorldTokenizer(PreTrainedTokenizer):
     """Bytes to ids as in the `rwkv` package: at each byte, the longest entry that the text goes on with.
 
-    A token's string, where transformers wants one, is its bytes decoded as Latin-1, so that any bytes have one: the token of "é"
-    is "Ã©". No text becomes a special token: the end of text, id 0, which is also the padding, is an id that only programs write.
+    A token's string, where transformers wants one, is its bytes decoded as Latin-1, so that any bytes have one: the
+    token of "é" is "Ã©". No text becomes a special token: the end of text, id 0, which is also the padding, is an id
+    that only programs write.
     """
 
     def __init__(self, entries: Mapping[int, bytes], name_or_path: str | Path = ""):
-        """entries: the bytes of each id, all different, not empty, and none for id 0. name_or_path: where they are from."""
+        """entries: the bytes of each id, all different, not empty, and none for id 0. name_or_path: where they are
+        from."""
         self._tokens = {index: entry.decode("latin-1") for index, entry in entries.items()}
         self._ids = {token: index for index, token in self._tokens.items()}
         self._entries = frozenset(entries.values())
@@ -61,7 +63,9 @@ class WorldTokenizer(PreTrainedTokenizer):
         at = 0
         while at < len(data):
             for length in self._lengths.get(data[at : at + _PREFIX], _SHORT):
-                entry = data[at : at + length]  # shorter than `length` at the end of the data, where it is all that is left
+                entry = data[
+                    at : at + length
+                ]  # shorter than `length` at the end of the data, where it is all that is left
                 if entry in self._entries:
                     found.append(entry)
                     at += length
@@ -81,11 +85,13 @@ class WorldTokenizer(PreTrainedTokenizer):
         return self._tokens.get(index)
 
     def convert_tokens_to_string(self, tokens: Any) -> str:
-        """The text of the tokens' bytes together; bytes that are no UTF-8 become U+FFFD, and ids that have no token nothing."""
+        """The text of the tokens' bytes together; bytes that are no UTF-8 become U+FFFD, and ids that have no token
+        nothing."""
         return "".join(filter(None, tokens or ())).encode("latin-1").decode("utf-8", errors="replace")
 
     def save_vocabulary(self, save_directory: str | Path, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write the vocabulary under its own name, led by `rwkv_vocab_` if it is not, so that its folder can be read. Returns its path."""
+        """Write the vocabulary under its own name, led by `rwkv_vocab_` if it is not, so that its folder can be read.
+        Returns its path."""
         own = Path(self.name_or_path)
         name = own.name if own.match(VOCABULARY_FILES) else f"rwkv_vocab_{own.stem}.txt"
         path = Path(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
@@ -97,7 +103,8 @@ class WorldTokenizer(PreTrainedTokenizer):
 
 
 def _lengths_by_prefix(entries: frozenset[bytes]) -> dict[bytes, tuple[int, ...]]:
-    """Of the first bytes of the long entries: the lengths worth trying where they occur, longest first. Elsewhere, _SHORT are."""
+    """Of the first bytes of the long entries: the lengths worth trying where they occur, longest first. Elsewhere,
+    _SHORT are."""
     lengths: dict[bytes, set[int]] = defaultdict(set)
     for entry in entries:
         if len(entry) >= _PREFIX:
@@ -106,7 +113,8 @@ def _lengths_by_prefix(entries: frozenset[bytes]) -> dict[bytes, tuple[int, ...]
 
 
 def read_world_tokenizer(path: str | Path | None) -> WorldTokenizer:
-    """The tokenizer of a vocabulary file, of a folder that holds one named rwkv_vocab_*.txt, or, for None, of the `rwkv` package's.
+    """The tokenizer of a vocabulary file, of a folder that holds one named rwkv_vocab_*.txt, or, for None, of the
+    `rwkv` package's.
 
     The file is only read: unlike that package's own reader, this one runs no expression in it.
 
@@ -114,12 +122,17 @@ def read_world_tokenizer(path: str | Path | None) -> WorldTokenizer:
     """
     file = official_file() if path is None else Path(path)
     if file is None:
-        raise ModelError(f"the World vocabulary is not installed: pip install 'lens-rnn[rwkv]', or name {WORLD_FILE} with --tokenizer")
+        raise ModelError(
+            f"the World vocabulary is not installed: pip install 'lens-rnn[rwkv]', or name {WORLD_FILE} with "
+            "--tokenizer"
+        )
     if file.is_dir():
         held = sorted(file.glob(VOCABULARY_FILES))
         if len(held) != 1:
             what = f"{len(held)} files" if held else "no file"
-            raise ModelError(f"the folder {file} holds {what} named {VOCABULARY_FILES}; name the vocabulary file itself")
+            raise ModelError(
+                f"the folder {file} holds {what} named {VOCABULARY_FILES}; name the vocabulary file itself"
+            )
         file = held[0]
     return WorldTokenizer(_read_entries(file), file)
 
@@ -147,13 +160,17 @@ def _read_entries(path: Path) -> dict[int, bytes]:
                     if entry in known:  # its string would stand for two ids
                         raise ValueError(f"the entry {_literal(entry)} occurs a second time")
                 except ValueError as error:
-                    raise ModelError(f"{path}, line {number}: {error}; write each line as `id literal length`") from None
+                    raise ModelError(
+                        f"{path}, line {number}: {error}; write each line as `id literal length`"
+                    ) from None
                 entries[index] = entry
                 known.add(entry)
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is not UTF-8 text, so no vocabulary; name a file like {WORLD_FILE}") from error
     except OSError as error:
-        raise ModelError(f"cannot read the vocabulary {path}: {error.strerror}; name a file like {WORLD_FILE}") from error
+        raise ModelError(
+            f"cannot read the vocabulary {path}: {error.strerror}; name a file like {WORLD_FILE}"
+        ) from error
     if not entries:
         raise ModelError(f"the vocabulary {path} is empty; name a file like {WORLD_FILE}")
     return entries
@@ -168,12 +185,20 @@ def _parse(line: str) -> tuple[int, bytes]:
     try:
         value = ast.literal_eval(literal)
         entry = value.encode() if isinstance(value, str) else value
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that ast.literal_eval is documented to raise
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ):  # all that ast.literal_eval is documented to raise
         entry = None
     if not isinstance(entry, bytes):
         raise ValueError(f"{literal[:40]!r} is no string or bytes literal of Python")
     if length != str(len(entry)) or not entry:
-        raise ValueError(f"the length {length[:40]!r} is given for {len(entry)} bytes" if entry else "the entry is empty")
+        raise ValueError(
+            f"the length {length[:40]!r} is given for {len(entry)} bytes" if entry else "the entry is empty"
+        )
     if entry == END_OF_TEXT.encode():  # its string would stand for two ids
         raise ValueError(f"{END_OF_TEXT} is what id 0 is called here, so no entry can be")
     return int(number), entry

@@ -1,6 +1,7 @@
 """Steering: contrastive activation addition on the residual stream and on the recurrent state.
 
-pairs (questions with two answers, or texts that differ)  →  vectors, a layer each  →  steer, steer_state  →  answers, beside controls
+pairs (questions with two answers, or texts that differ)  →  vectors, a layer each  →  steer, steer_state  →  answers,
+beside controls
 """
 
 from lens_rnn.steering.apply import advance_steered, steer, steer_state

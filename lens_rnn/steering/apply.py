@@ -1,4 +1,5 @@
-"""Steering: a vector added to the residual stream while the model reads, or to its recurrent state between tokens, or both."""
+"""Steering: a vector added to the residual stream while the model reads, or to its recurrent state between tokens, or
+both."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,12 +20,12 @@ def steer(
     layers: int | Sequence[int],
     positions: int | slice | Tensor | None = None,
 ) -> Iterator[None]:
-    """Inside it, `multiplier` times a layer's residual vector is added to its hidden states; the model is left as it was, bit for bit,
-    also after an error.
+    """Inside it, `multiplier` times a layer's residual vector is added to its hidden states; the model is left as it
+    was, bit for bit, also after an error.
 
     multiplier: one for all, or (batch), one a sequence.
-    positions: where in the ids of one pass: an index (−1 is the last), a slice, or (batch), one index a sequence, for instance the last
-    real tokens of a batch that is padded on the right; by default every token.
+    positions: where in the ids of one pass: an index (−1 is the last), a slice, or (batch), one index a sequence, for
+    instance the last real tokens of a batch that is padded on the right; by default every token.
 
     Raises ConfigError for a layer that the model does not have or that has no vector of its size.
     """
@@ -33,7 +34,9 @@ def steer(
             vector = vectors.residual(layer).to(adapter.device)
             if vector.shape != (adapter.d_model,):
                 size = vector.numel()
-                raise ConfigError(f"the vector of layer {layer} has {size} entries, and {adapter.name} a d_model of {adapter.d_model}")
+                raise ConfigError(
+                    f"the vector of layer {layer} has {size} entries, and {adapter.name} a d_model of {adapter.d_model}"
+                )
             shift = _times(vector[None], multiplier)  # (batch or 1, 1, d_model)
 
             def change(h: Tensor, shift: Tensor = shift) -> Tensor:
@@ -43,8 +46,11 @@ def steer(
         yield
 
 
-def steer_state(state: RecurrentState, vectors: SteeringVectors, multiplier: float | Tensor, layers: int | Sequence[int]) -> RecurrentState:
-    """A copy of a recurrent state with `multiplier`, one or (batch), times the vectors of these blocks added to all of their tensors.
+def steer_state(
+    state: RecurrentState, vectors: SteeringVectors, multiplier: float | Tensor, layers: int | Sequence[int]
+) -> RecurrentState:
+    """A copy of a recurrent state with `multiplier`, one or (batch), times the vectors of these blocks added to all of
+    their tensors.
 
     Raises ConfigError for a block without a vector of the state's shape.
     """
@@ -54,7 +60,10 @@ def steer_state(state: RecurrentState, vectors: SteeringVectors, multiplier: flo
             block = edited.blocks[layer] if layer < len(edited.blocks) else {}
             tensor = block.get(name)
             if tensor is None or tensor.shape[1:] != vector.shape:
-                raise ConfigError(f"the vector {name}.{layer} has the shape {tuple(vector.shape)}, which no such state of the model has")
+                raise ConfigError(
+                    f"the vector {name}.{layer} has the shape {tuple(vector.shape)}, which no such state of the "
+                    "model has"
+                )
             block[name] = (tensor + _times(vector.to(tensor.device), multiplier)).to(tensor.dtype)
     return edited
 
@@ -69,7 +78,8 @@ def advance_steered(
     *,
     every_token: bool = False,
 ) -> tuple[Forward, RecurrentState]:
-    """`adapter.advance` over input_ids (batch, seq) from a state that is steered first: once, or anew before every token."""
+    """`adapter.advance` over input_ids (batch, seq) from a state that is steered first: once, or anew before every
+    token."""
     if not every_token:
         return adapter.advance(input_ids, steer_state(state, vectors, multiplier, layers))
     steps = []

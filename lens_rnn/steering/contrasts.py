@@ -1,4 +1,5 @@
-"""What a steering experiment is made of: pairs for the vectors, questions to choose layer and multiplier on, and others to report on."""
+"""What a steering experiment is made of: pairs for the vectors, questions to choose layer and multiplier on, and others
+to report on."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class Contrast:
     validation: Sequence[Question]
     test: Sequence[Question]
     swapped: Sequence[Question] = ()
-    """The test questions with their options exchanged, where they have letters: an effect on the letter alone is reversed on them."""
+    """The test questions with their options exchanged, where they have letters: an effect on the letter alone is
+    reversed on them."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where it is from, for the report and the vectors' metadata."""
 
@@ -54,8 +56,8 @@ def behaviour_contrast(
 ) -> Contrast:
     """A behaviour of a folder or a Hub data set, or a JSON file of the same format if `behaviour` ends in .json.
 
-    Vectors come from the generate set less `questions` items, on which layer and multiplier are chosen; the report is on the test set. A
-    single file gives all three. pairs: at most so many pairs.
+    Vectors come from the generate set less `questions` items, on which layer and multiplier are chosen; the report is
+    on the test set. A single file gives all three. pairs: at most so many pairs.
 
     Raises DataError if the file is missing, malformed, or has too few items.
     """
@@ -63,7 +65,10 @@ def behaviour_contrast(
     items = read_items(Path(behaviour).expanduser() if alone else behaviour_file(source, behaviour, "generate"))
     needed = questions * (2 if alone else 1) + 1
     if len(items) < needed:
-        raise DataError(f"{behaviour} has {len(items)} items, and {needed} are needed to hold {questions} questions out; lower --questions")
+        raise DataError(
+            f"{behaviour} has {len(items)} items, and {needed} are needed to hold {questions} questions out; lower "
+            "--questions"
+        )
     order = np.random.default_rng(seed).permutation(len(items)).tolist()
     validation, rest = [items[i] for i in order[:questions]], [items[i] for i in order[questions:]]
     if alone:
@@ -103,10 +108,11 @@ def next_word_contrast(
     questions: int = 100,
     seed: int = 0,
 ) -> Contrast:
-    """Texts that go on with one word against texts that go on with another, in equal numbers: which will the model say next?
+    """Texts that go on with one word against texts that go on with another, in equal numbers: which will the model say
+    next?
 
-    Vectors come from the last tokens of `context` before either word in documents of the fitting half; a fifth of those documents is kept
-    for the validation questions. Test questions are from the held-out half.
+    Vectors come from the last tokens of `context` before either word in documents of the fitting half; a fifth of those
+    documents is kept for the validation questions. Test questions are from the held-out half.
 
     Raises ConfigError for a word that is not one token, DataError if the source has too few such places.
     """
@@ -121,22 +127,34 @@ def next_word_contrast(
     for part, both in found.items():
         least = min(wanted[part], *(len(set(places)) for places in both))
         if least < 2:
-            raise DataError(f"{source.name} has too few places before {matching!r} or {other!r} for the {part}; take other words")
-        kept[part] = [[sorted(set(places))[i] for i in generator.permutation(len(set(places)))[:least]] for places in both]
+            raise DataError(
+                f"{source.name} has too few places before {matching!r} or {other!r} for the {part}; take other words"
+            )
+        kept[part] = [
+            [sorted(set(places))[i] for i in generator.permutation(len(set(places)))[:least]] for places in both
+        ]
     ask = {part: [Question(ids, *words) for places in kept[part] for ids in places] for part in ("validation", "test")}
     return Contrast(
         name=f"{matching.strip()} against {other.strip()}",
         pairs=[Pair(a, b) for a, b in zip(*kept["pairs"], strict=True)],
         validation=ask["validation"],
         test=ask["test"],
-        about={"source": source.name, "words": [matching, other], "context": context, "position": "the last token before the word"},
+        about={
+            "source": source.name,
+            "words": [matching, other],
+            "context": context,
+            "position": "the last token before the word",
+        },
     )
 
 
 def _one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise ConfigError(f"{word!r} is {len(ids)} tokens of {tokenizer.name_or_path}; a contrast of next words needs words of one token")
+        raise ConfigError(
+            f"{word!r} is {len(ids)} tokens of {tokenizer.name_or_path}; a contrast of next words needs words of one "
+            "token"
+        )
     return int(ids[0])
 
 
@@ -147,7 +165,8 @@ def _documents(
     found: Mapping[str, Sequence[Sequence[object]]],
     wanted: Mapping[str, int],
 ) -> Iterator[tuple[str, list[int]]]:
-    """Documents as tokens, in a random order, each with the part that it is for; until twice as many places are found as are wanted."""
+    """Documents as tokens, in a random order, each with the part that it is for; until twice as many places are found
+    as are wanted."""
     roles: tuple[Role, Role] = ("fit", "eval")
     for role in roles:
         documents = list(islice(source.documents(role), MOST_DOCUMENTS))

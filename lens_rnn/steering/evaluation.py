@@ -1,4 +1,5 @@
-"""What steering does to answers: log-probabilities of both answers for every vector, layer and multiplier, and intervals by bootstrap."""
+"""What steering does to answers: log-probabilities of both answers for every vector, layer and multiplier, and
+intervals by bootstrap."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,9 @@ def measure(
 ) -> Scores:
     """Answers under every edit and multiplier, log_p (edits, multipliers, questions, 2).
 
-    All but the last token of a question are read once; from a copy of that state the last token is read for all multipliers at once, its
-    residual stream steered, or the state before it, or both. A model without recurrent state reads the whole question for each edit.
+    All but the last token of a question are read once; from a copy of that state the last token is read for all
+    multipliers at once, its residual stream steered, or the state before it, or both. A model without recurrent state
+    reads the whole question for each edit.
     """
     for edit in edits:
         checked_layers(adapter, edit.layer)
@@ -92,7 +94,8 @@ def measure(
 def answers(adapter: ModelAdapter, forward: Forward, question: Question) -> Tensor:
     """(batch, 2): ln p of the matching and the other answer after the last token of a pass, float64, on the CPU.
 
-    Where steering has broken the model, and its logits are NaN, both are NOTHING: the answer is nonsense and takes no side.
+    Where steering has broken the model, and its logits are NaN, both are NOTHING: the answer is nonsense and takes no
+    side.
     """
     log_p = torch.log_softmax(adapter.logits(forward.final[:, -1]).double(), -1)
     return log_p[:, [question.matching, question.other]].cpu().nan_to_num(nan=NOTHING, neginf=NOTHING)
@@ -127,9 +130,12 @@ class Prefix(NamedTuple):
             return adapter.forward(self.last) if state is None else adapter.advance(self.last, state)[0]
 
 
-def edits_of(adapter: ModelAdapter, vectors: SteeringVectors, targets: Sequence[Target], layers: Sequence[int] = ()) -> list[Edit]:
-    """Every target at every layer where it can be steered, of those named or of all: of a hybrid model's blocks without state the residual
-    stream alone; of a trivial layer, unless it is named, the state alone, because adding to the final norm's input is a bias on logits.
+def edits_of(
+    adapter: ModelAdapter, vectors: SteeringVectors, targets: Sequence[Target], layers: Sequence[int] = ()
+) -> list[Edit]:
+    """Every target at every layer where it can be steered, of those named or of all: of a hybrid model's blocks without
+    state the residual stream alone; of a trivial layer, unless it is named, the state alone, because adding to the
+    final norm's input is a bias on logits.
     """
     checked_layers(adapter, layers)
     with_residual = set(layers or adapter.fitted_layers)
@@ -138,7 +144,7 @@ def edits_of(adapter: ModelAdapter, vectors: SteeringVectors, targets: Sequence[
     return [Edit(vectors, target, layer) for target in targets for layer in sorted(at[target])]
 
 
-# --- bootstrap over questions ------------------------------------------------------------------------------------------------
+# --- bootstrap over questions -----------------------------------------------------------------------------------------
 
 
 def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
@@ -148,7 +154,8 @@ def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> Inter
 
 
 def beyond_interval(values: np.ndarray, controls: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
-    """How far the mean of values (questions) lies beyond the largest of the controls (controls, questions), whatever their sign.
+    """How far the mean of values (questions) lies beyond the largest of the controls (controls, questions), whatever
+    their sign.
 
     The largest is taken anew in every resample: an interval above 0 is an effect that no control has.
     """

@@ -1,5 +1,6 @@
-"""A steering experiment: vectors from pairs, layer and multiplier chosen on validation questions, the effect reported on others,
-beside controls that have none. Protocol: Paulo, Marshall & Belrose 2024, arXiv 2404.05971, section 3, with what it leaves open closed.
+"""A steering experiment: vectors from pairs, layer and multiplier chosen on validation questions, the effect reported
+on others, beside controls that have none. Protocol: Paulo, Marshall & Belrose 2024, arXiv 2404.05971, section 3, with
+what it leaves open closed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +39,8 @@ class ExperimentConfig:
     targets: tuple[Target, ...] = TARGETS
     """What is steered: residual, state, both."""
     layers: tuple[int, ...] = ()
-    """Layers that are tried, one at a time. Default: all, but the residual stream not at a trivial layer, where it is the final
-    norm's input."""
+    """Layers that are tried, one at a time. Default: all, but the residual stream not at a trivial layer, where it is
+    the final norm's input."""
     multipliers: tuple[float, ...] = MULTIPLIERS
     """Tried at each layer: 0 and at least one value in both signs. Default: those of the paper."""
     controls: int = 5
@@ -66,7 +67,8 @@ class ExperimentConfig:
 
 
 class Outcome(NamedTuple):
-    """What came of one target at the layer and multiplier that validation chose. Ranges are matching at +multiplier less at −multiplier."""
+    """What came of one target at the layer and multiplier that validation chose. Ranges are matching at +multiplier
+    less at −multiplier."""
 
     edit: Edit
     multiplier: float
@@ -129,7 +131,9 @@ def run_experiment(
         about=contrast.about,
     )
     edits = edits_of(adapter, fitted.vectors, config.targets, config.layers)
-    validation, test = (measure(adapter, q, edits, config.multipliers, on_question) for q in (contrast.validation, contrast.test))
+    validation, test = (
+        measure(adapter, q, edits, config.multipliers, on_question) for q in (contrast.validation, contrast.test)
+    )
     outcomes = {}
     for target in config.targets:
         index, multiplier, within = choose(validation, edits, target, config)
@@ -137,13 +141,21 @@ def run_experiment(
         outcome = Outcome(edits[index], multiplier, within, test[index, kept], {}, None, {})
         outcomes[target] = _against_controls(adapter, contrast, fitted, outcome, capability or {}, config)
     return Experiment(
-        contrast=contrast, config=config, vectors=fitted.vectors, edits=edits, validation=validation, test=test, outcomes=outcomes
+        contrast=contrast,
+        config=config,
+        vectors=fitted.vectors,
+        edits=edits,
+        validation=validation,
+        test=test,
+        outcomes=outcomes,
     )
 
 
-def choose(validation: Scores, edits: Sequence[Edit], target: Target, config: ExperimentConfig) -> tuple[int, float, bool]:
-    """The edit of a target, by its index, and the multiplier with the largest range of matching on the validation questions, among those
-    that keep `most_nonsense`; and whether any did."""
+def choose(
+    validation: Scores, edits: Sequence[Edit], target: Target, config: ExperimentConfig
+) -> tuple[int, float, bool]:
+    """The edit of a target, by its index, and the multiplier with the largest range of matching on the validation
+    questions, among those that keep `most_nonsense`; and whether any did."""
     matching, nonsense = validation.matching.mean(-1), validation.nonsense.mean(-1)  # (edits, multipliers)
     at = {m: i for i, m in enumerate(config.multipliers)}
     tried = [

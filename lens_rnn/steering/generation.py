@@ -21,8 +21,8 @@ def generate(
 ) -> list[list[int]]:
     """The likeliest next token, again and again: one text of new_tokens a multiplier, all in one batch.
 
-    The residual stream is steered from the last token of `ids` on; the recurrent state before that token, and with every_token before
-    each one that follows.
+    The residual stream is steered from the last token of `ids` on; the recurrent state before that token, and with
+    every_token before each one that follows.
     """
     times = torch.tensor(multipliers, dtype=torch.float32, device=adapter.device)
     token, state = Prefix.of(adapter, ids, len(times))

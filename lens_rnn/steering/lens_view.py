@@ -1,4 +1,5 @@
-"""Steering seen through the tuned lens: what it does to latent predictions layer by layer, and what a vector itself says."""
+"""Steering seen through the tuned lens: what it does to latent predictions layer by layer, and what a vector itself
+says."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class LatentEffect:
     depths: np.ndarray
     """(rows): fraction of blocks applied; 1 for the model."""
     log_odds: np.ndarray
-    """(rows, multipliers, questions): steered less unsteered log-odds of the matching answer, in nats. 0 before the layer steered."""
+    """(rows, multipliers, questions): steered less unsteered log-odds of the matching answer, in nats. 0 before the
+    layer steered."""
     kl: np.ndarray
     """(rows, multipliers, questions): KL(unsteered ‖ steered), in nats."""
 
@@ -64,14 +66,17 @@ def mean_hidden(adapter: ModelAdapter, questions: Sequence[Question], layer: int
 
 
 def read_vector(lens: TunedLens, vector: Tensor, layer: int, mean: Tensor) -> Tensor:
-    """Logits (vocab) that a small step along a residual vector (d_model) adds, read by the lens: U J(z̄) (I + W) v, float32.
+    """Logits (vocab) that a small step along a residual vector (d_model) adds, read by the lens: U J(z̄) (I + W) v,
+    float32.
 
-    The translator's bias drops out: it is not the vector's. J is the Jacobian of the final norm at z̄, the translated mean hidden state
-    `mean` (d_model); U is the head, before any cap.
+    The translator's bias drops out: it is not the vector's. J is the Jacobian of the final norm at z̄, the translated
+    mean hidden state `mean` (d_model); U is the head, before any cap.
     """
     device = lens.unembed.unembedding.weight.device
     h, v = mean.to(device), vector.to(device)
-    z = lens.transform_hidden(h, layer)  # (d_model): z̄, the mean of the translated states, because a translator is affine
+    z = lens.transform_hidden(
+        h, layer
+    )  # (d_model): z̄, the mean of the translated states, because a translator is affine
     along = v + v @ lens[layer].weight.T
     moved = torch.autograd.functional.jvp(lens.unembed.normed, z, along)[1]  # (d_model): J (I + W) v
     head = lens.unembed.unembedding.weight

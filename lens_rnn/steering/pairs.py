@@ -1,7 +1,8 @@
-"""Contrastive questions: read from files, put into a template, tokenised; and the pairs of texts that a steering vector is made from.
+"""Contrastive questions: read from files, put into a template, tokenised; and the pairs of texts that a steering vector
+is made from.
 
-Format of contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681): a question with its choices, an answer that matches the
-behaviour, "(A)" for instance, and one that does not.
+Format of contrastive activation addition (Rimsky et al. 2023, arXiv 2312.06681): a question with its choices, an answer
+that matches the behaviour, "(A)" for instance, and one that does not.
 """
 
 import hashlib
@@ -38,7 +39,8 @@ TEMPLATES: Mapping[str, str] = MappingProxyType(
         "llama": "[INST] {question} [/INST] ",
     }
 )
-"""What stands before an answer, by name. TOKENIZERS_OWN is one more: the chat template that comes with the tokenizer."""
+"""What stands before an answer, by name. TOKENIZERS_OWN is one more: the chat template that comes with the
+tokenizer."""
 
 _FIELDS = (("question", "answer_matching_behavior", "answer_not_matching_behavior"), ("prompt", "correct", "incorrect"))
 _LETTER = re.compile(r"\s*\(([A-Z])\)\s*")
@@ -79,7 +81,8 @@ class Question(NamedTuple):
 
 
 def behaviour_file(source: str | Path, behaviour: str, part: str) -> Path:
-    """A file of one behaviour: `part` "generate", "test" or "open_ended"; or of a capability sample, `part` "mmlu" or "truthful_qa".
+    """A file of one behaviour: `part` "generate", "test" or "open_ended"; or of a capability sample, `part` "mmlu" or
+    "truthful_qa".
 
     source: a folder with the folders generate and test, or the name of a data set on the Hub that has them.
 
@@ -108,23 +111,33 @@ def behaviour_file(source: str | Path, behaviour: str, part: str) -> Path:
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a JSON file: a list of objects with question, answer_matching_behavior and answer_not_matching_behavior, or with
-    prompt, correct and incorrect.
+    """The items of a JSON file: a list of objects with question, answer_matching_behavior and
+    answer_not_matching_behavior, or with prompt, correct and incorrect.
 
-    Raises DataError, naming the item, for a file that is no such list, an item without both answers or with the same one twice.
+    Raises DataError, naming the item, for a file that is no such list, an item without both answers or with the same
+    one twice.
     """
     records = _records(path)
     fields = next((names for names in _FIELDS if names[0] in records[0]), None)
     if fields is None:
-        raise DataError(f"{path}, item 1: no field {' or '.join(names[0] for names in _FIELDS)}; it is not a contrastive set")
+        raise DataError(
+            f"{path}, item 1: no field {' or '.join(names[0] for names in _FIELDS)}; it is not a contrastive set"
+        )
     items = []
     for number, record in enumerate(records, 1):
         values = [record.get(name) for name in fields]
-        if absent := [name for name, value in zip(fields, values, strict=True) if not isinstance(value, str) or not value.strip()]:
-            raise DataError(f"{path}, item {number}: no text in the field {absent[0]!r}; a contrastive set has both answers for every item")
+        if absent := [
+            name for name, value in zip(fields, values, strict=True) if not isinstance(value, str) or not value.strip()
+        ]:
+            raise DataError(
+                f"{path}, item {number}: no text in the field {absent[0]!r}; a contrastive set has both answers for "
+                "every item"
+            )
         question, matching, other = map(str, values)
         if matching.strip() == other.strip():
-            raise DataError(f"{path}, item {number}: both answers are {matching!r}; a contrastive set needs two different ones")
+            raise DataError(
+                f"{path}, item {number}: both answers are {matching!r}; a contrastive set needs two different ones"
+            )
         items.append(Item(question=question, matching=matching, other=other))
     return items
 
@@ -159,7 +172,8 @@ def letter(answer: str) -> str | None:
 
 
 def swapped(item: Item) -> Item | None:
-    """The item with the texts of its two options exchanged, so that each letter stands for the other answer. Further options stay.
+    """The item with the texts of its two options exchanged, so that each letter stands for the other answer. Further
+    options stay.
 
     None where the options cannot be told apart: answers in words, or no line that starts with each letter.
     """
@@ -173,12 +187,15 @@ def swapped(item: Item) -> Item | None:
     (a, b), (c, d) = sorted(spans[str(name)] for name in letters)
     first, second = item.question[a:b], item.question[c:d]
     inner, tail = first[len(first.rstrip()) :], second[len(second.rstrip()) :]  # line ends stay where they are
-    question = item.question[:a] + second.rstrip() + inner + item.question[b:c] + first.rstrip() + tail + item.question[d:]
+    question = (
+        item.question[:a] + second.rstrip() + inner + item.question[b:c] + first.rstrip() + tail + item.question[d:]
+    )
     return Item(question=question, matching=item.other, other=item.matching)
 
 
 def balanced(items: Sequence[Item]) -> list[Item]:
-    """Every item beside itself with its options swapped: each letter is then as often right as wrong, and a vector carries no bias to it.
+    """Every item beside itself with its options swapped: each letter is then as often right as wrong, and a vector
+    carries no bias to it.
 
     Items that cannot be swapped are left out, with a warning that counts them. Raises DataError if none is left.
     """
@@ -197,17 +214,24 @@ def warn_of_letters(items: Sequence[Item]) -> None:
     for name in sorted(set(letters)):
         if letters.count(name) > 0.55 * len(items):
             share = letters.count(name) / len(items)
-            log.warning("(%s) is the matching answer of %.0f %% of the items: the vector has a bias to the letter", name, 100 * share)
+            log.warning(
+                "(%s) is the matching answer of %.0f %% of the items: the vector has a bias to the letter",
+                name,
+                100 * share,
+            )
 
 
 def prompt_text(question: str, template: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """The question in a template of TEMPLATES, the tokenizer's own, or a custom one that holds {question}.
 
-    Raises ConfigError for a name that is unknown, a custom template without its placeholder, or a tokenizer without a chat template.
+    Raises ConfigError for a name that is unknown, a custom template without its placeholder, or a tokenizer without a
+    chat template.
     """
     if template == TOKENIZERS_OWN:
         if not tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer {tokenizer.name_or_path} has no chat template; choose from {', '.join(TEMPLATES)}")
+            raise ConfigError(
+                f"the tokenizer {tokenizer.name_or_path} has no chat template; choose from {', '.join(TEMPLATES)}"
+            )
         messages = [{"role": "user", "content": question}]
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     text = TEMPLATES.get(template, template)
@@ -223,11 +247,11 @@ def encode(text: str, template: str, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def tokenise(items: Sequence[Item], template: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """The questions as token ids. Of an answer "(A)" the parenthesis belongs to what is read, and the letter is what is chosen; of an
-    answer in words, its first token.
+    """The questions as token ids. Of an answer "(A)" the parenthesis belongs to what is read, and the letter is what is
+    chosen; of an answer in words, its first token.
 
-    Raises DataError for no items, fewer than two tokens before the answer, or answers that begin with the same token; ConfigError as
-    `prompt_text`.
+    Raises DataError for no items, fewer than two tokens before the answer, or answers that begin with the same token;
+    ConfigError as `prompt_text`.
     """
     if not items:
         raise DataError("the contrastive set is empty; give at least one item")
@@ -244,14 +268,20 @@ def _question(item: Item, number: int, template: str, tokenizer: PreTrainedToken
     ids = encode(text, template, tokenizer)
     matching, other = (_first_token(ids, text, str(answer), template, tokenizer) for answer in answers)
     if len(ids) < 2:
-        raise DataError(f"item {number}: {len(ids)} tokens stand before the answer, and steering needs at least 2; use a longer template")
+        raise DataError(
+            f"item {number}: {len(ids)} tokens stand before the answer, and steering needs at least 2; use a longer "
+            "template"
+        )
     if matching == other:
-        raise DataError(f"item {number}: the answers {item.matching!r} and {item.other!r} begin with the same token; rephrase them")
+        raise DataError(
+            f"item {number}: the answers {item.matching!r} and {item.other!r} begin with the same token; rephrase them"
+        )
     return Question(tuple(ids), matching, other)
 
 
 def _first_token(ids: list[int], text: str, answer: str, template: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that an answer begins with after ids: as it is in one text where ids stay the same there, else by itself."""
+    """The token that an answer begins with after ids: as it is in one text where ids stay the same there, else by
+    itself."""
     together = encode(text + answer, template, tokenizer)
     if together[: len(ids)] == ids and len(together) > len(ids):
         return together[len(ids)]

@@ -1,4 +1,5 @@
-"""A steering experiment as a picture: effect against multiplier and layer, targets beside their controls, and the lens's view."""
+"""A steering experiment as a picture: effect against multiplier and layer, targets beside their controls, and the
+lens's view."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +20,16 @@ MARKERS: Mapping[Target, str] = {"residual": "o", "state": "s", "both": "^"}
 CONTROL_MARKERS = {"random": "x", "shuffled": "+"}
 
 
-def plot_experiment(experiment: Experiment, adapter: ModelAdapter, path: Path, latent: Mapping[Target, LatentEffect] | None = None) -> None:
+def plot_experiment(
+    experiment: Experiment, adapter: ModelAdapter, path: Path, latent: Mapping[Target, LatentEffect] | None = None
+) -> None:
     """Write the PNG. latent: what the lens reads at +multiplier, its last multiplier, for a fourth panel."""
     write_png(experiment_figure(experiment, adapter, latent or {}), path)
 
 
 def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Mapping[Target, LatentEffect]) -> Figure:
-    """Three panels, or four with the lens's view. Bands and bars have 95 % bootstrap intervals over the test questions."""
+    """Three panels, or four with the lens's view. Bands and bars have 95 % bootstrap intervals over the test
+    questions."""
     shape = (2, 2) if latent else (1, 3)
     figure = Figure(figsize=(9.6, 7.4) if latent else (13, 3.9), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -42,7 +46,10 @@ def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Map
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
     places[0].legend(frameon=False, fontsize=9)
-    title = f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {len(experiment.contrast.test)} held-out questions"
+    title = (
+        f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {len(experiment.contrast.test)} "
+        "held-out questions"
+    )
     figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left").set_parse_math(False)
     return figure
 
@@ -55,8 +62,17 @@ def _against_multiplier(axes: Axes, experiment: Experiment) -> None:
     for target, outcome in experiment.outcomes.items():
         matching = experiment.test[experiment.edits.index(outcome.edit)].matching  # (multipliers, questions)
         changes = [mean_interval(row - matching[zero]) for row in matching[order]]
-        axes.plot(multipliers, [c.value for c in changes], MARKERS[target] + "-", color=COLOURS[target], ms=4, label=target)
-        axes.fill_between(multipliers, [c.low for c in changes], [c.high for c in changes], color=COLOURS[target], alpha=0.18, linewidth=0)
+        axes.plot(
+            multipliers, [c.value for c in changes], MARKERS[target] + "-", color=COLOURS[target], ms=4, label=target
+        )
+        axes.fill_between(
+            multipliers,
+            [c.low for c in changes],
+            [c.high for c in changes],
+            color=COLOURS[target],
+            alpha=0.18,
+            linewidth=0,
+        )
     axes.axhline(0, color=GREY, linewidth=0.8)
     _say(axes, "At the layer that validation chose", "multiplier", "change of the matching answer's share")
 
@@ -69,7 +85,9 @@ def _against_layer(axes: Axes, experiment: Experiment, adapter: ModelAdapter) ->
         depths = [adapter.depth(experiment.edits[e].layer) for e in rows]
         ranges = [mean_interval(experiment.test[e, high].matching - experiment.test[e, low].matching) for e in rows]
         axes.plot(depths, [r.value for r in ranges], MARKERS[target] + "-", color=COLOURS[target], ms=4)
-        axes.fill_between(depths, [r.low for r in ranges], [r.high for r in ranges], color=COLOURS[target], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            depths, [r.low for r in ranges], [r.high for r in ranges], color=COLOURS[target], alpha=0.18, linewidth=0
+        )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xlim(*X_LIMITS)
     _say(
@@ -100,7 +118,8 @@ def _beside_controls(axes: Axes, experiment: Experiment) -> None:
             )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(
-        range(len(experiment.outcomes)), [f"{t}\nlayer {o.edit.layer}, ±{o.multiplier:g}" for t, o in experiment.outcomes.items()]
+        range(len(experiment.outcomes)),
+        [f"{t}\nlayer {o.edit.layer}, ±{o.multiplier:g}" for t, o in experiment.outcomes.items()],
     )
     axes.legend(frameon=False, fontsize=9)
     _say(axes, "Beside controls of the same norm", "", "range of the matching answer's share")
@@ -111,10 +130,17 @@ def _latent(axes: Axes, latent: Mapping[Target, LatentEffect]) -> None:
     for target, effect in latent.items():
         rows = [mean_interval(row) for row in effect.log_odds[:, -1]]
         axes.plot(effect.depths, [r.value for r in rows], MARKERS[target] + "-", color=COLOURS[target], ms=4)
-        axes.fill_between(effect.depths, [r.low for r in rows], [r.high for r in rows], color=COLOURS[target], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            effect.depths, [r.low for r in rows], [r.high for r in rows], color=COLOURS[target], alpha=0.18, linewidth=0
+        )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xlim(*X_LIMITS)
-    _say(axes, "What the tuned lens reads, by layer, at +multiplier", "fraction of blocks applied", "change of the log-odds, in nats")
+    _say(
+        axes,
+        "What the tuned lens reads, by layer, at +multiplier",
+        "fraction of blocks applied",
+        "change of the log-odds, in nats",
+    )
 
 
 def _say(axes: Axes, title: str, x: str, y: str) -> None:

@@ -14,17 +14,24 @@ from lens_rnn.steering.lens_view import LatentEffect, latent_effect, mean_hidden
 
 
 def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens) -> dict[Target, LatentEffect]:
-    """What each target's chosen edit does to latent predictions on the test questions, at −multiplier and +multiplier."""
+    """What each target's chosen edit does to latent predictions on the test questions, at −multiplier and
+    +multiplier."""
     return {
-        target: latent_effect(adapter, lens, experiment.contrast.test, outcome.edit, (-outcome.multiplier, outcome.multiplier))
+        target: latent_effect(
+            adapter, lens, experiment.contrast.test, outcome.edit, (-outcome.multiplier, outcome.multiplier)
+        )
         for target, outcome in experiment.outcomes.items()
     }
 
 
 def summary(
-    experiment: Experiment, adapter: ModelAdapter, lens: TunedLens | None = None, latent: Mapping[Target, LatentEffect] | None = None
+    experiment: Experiment,
+    adapter: ModelAdapter,
+    lens: TunedLens | None = None,
+    latent: Mapping[Target, LatentEffect] | None = None,
 ) -> dict[str, Any]:
-    """JSON-ready: what each target does on the test questions, with 95 % intervals, beside its controls; and what a lens sees of it."""
+    """JSON-ready: what each target does on the test questions, with 95 % intervals, beside its controls; and what a
+    lens sees of it."""
     targets = {target: _summary(outcome, adapter) for target, outcome in experiment.outcomes.items()}
     for target, outcome in experiment.outcomes.items():
         if latent and target in latent:
@@ -46,15 +53,20 @@ def _summary(outcome: Outcome, adapter: ModelAdapter) -> dict[str, Any]:
     def shares(scores: Scores) -> dict[str, Any]:
         """Means and intervals at −multiplier, 0 and +multiplier."""
         return {
-            name: [_json(mean_interval(values)) for values in getattr(scores, name)] for name in ("matching", "nonsense", "log_odds")
+            name: [_json(mean_interval(values)) for values in getattr(scores, name)]
+            for name in ("matching", "nonsense", "log_odds")
         } | {"range": _json(mean_interval(scores.matching[2] - scores.matching[0]))}
 
     controls = {
-        name: {"ranges": (scores.matching[:, 1] - scores.matching[:, 0]).mean(-1).tolist(), "effect_beyond": _json(outcome.beyond(name))}
+        name: {
+            "ranges": (scores.matching[:, 1] - scores.matching[:, 0]).mean(-1).tolist(),
+            "effect_beyond": _json(outcome.beyond(name)),
+        }
         for name, scores in outcome.controls.items()
     }
     accuracy = {
-        name: [_json(mean_interval((row > 0).astype(float))) for row in scores.log_odds] for name, scores in outcome.capability.items()
+        name: [_json(mean_interval((row > 0).astype(float))) for row in scores.log_odds]
+        for name, scores in outcome.capability.items()
     }
     return {
         "layer": outcome.edit.layer,
@@ -77,7 +89,20 @@ def table(experiment: Experiment, adapter: ModelAdapter) -> str:
     """steering.csv: a row for every split, target, layer and multiplier; means over the questions."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["split", "target", "layer", "depth", "multiplier", "matching", "matching_low", "matching_high", "nonsense", "log_odds"])
+    rows.writerow(
+        [
+            "split",
+            "target",
+            "layer",
+            "depth",
+            "multiplier",
+            "matching",
+            "matching_low",
+            "matching_high",
+            "nonsense",
+            "log_odds",
+        ]
+    )
     for split, scores in (("validation", experiment.validation), ("test", experiment.test)):
         for e, edit in enumerate(experiment.edits):
             for m, multiplier in enumerate(experiment.config.multipliers):
@@ -90,7 +115,9 @@ def table(experiment: Experiment, adapter: ModelAdapter) -> str:
 
 def brief(experiment: Experiment) -> str:
     """A line for each target: what a person wants to know first."""
-    lines = [f"{experiment.contrast.name}: share of the matching answer on {len(experiment.contrast.test)} test questions"]
+    lines = [
+        f"{experiment.contrast.name}: share of the matching answer on {len(experiment.contrast.test)} test questions"
+    ]
     for target, outcome in experiment.outcomes.items():
         low, middle, high = outcome.test.matching.mean(-1)
         spread = mean_interval(outcome.ranges)

@@ -1,6 +1,7 @@
 """Steering vectors: what distinguishes a model's states on positive texts from those on negative ones, layer by layer.
 
-Residual stream and every tensor of the recurrent state alike. Sums are streamed in float64: no states pile up, whatever the model.
+Residual stream and every tensor of the recurrent state alike. Sums are streamed in float64: no states pile up, whatever
+the model.
 """
 
 import json
@@ -39,7 +40,12 @@ class SteeringVectors:
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """The state's vectors of a block, by name. Raises ConfigError if there are none."""
-        found = {name: t for key, t in self.tensors.items() for name, at in [key.split(".")] if name != RESIDUAL and at == str(layer)}
+        found = {
+            name: t
+            for key, t in self.tensors.items()
+            for name, at in [key.split(".")]
+            if name != RESIDUAL and at == str(layer)
+        }
         if not found:
             raise ConfigError(f"there is no steering vector for the recurrent state of layer {layer}")
         return found
@@ -62,21 +68,30 @@ class SteeringVectors:
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all; `about` is in its metadata."""
-        data = safetensors.torch.save({k: t.contiguous() for k, t in self.tensors.items()}, {"lens_rnn": json.dumps(dict(self.about))})
+        data = safetensors.torch.save(
+            {k: t.contiguous() for k, t in self.tensors.items()}, {"lens_rnn": json.dumps(dict(self.about))}
+        )
         write_atomically(path, lambda file: file.write(data))
 
     @classmethod
     def load(cls, path: Path | str, adapter: ModelAdapter) -> Self:
-        """Read vectors that were made for this model. Raises ArtifactError if they cannot be read or were made for another."""
+        """Read vectors that were made for this model. Raises ArtifactError if they cannot be read or were made for
+        another."""
         try:
             with safetensors.safe_open(str(path), "pt") as file:
                 about = json.loads((file.metadata() or {})["lens_rnn"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 # safe_open is no mapping
         except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
-            raise ArtifactError(f"{path} holds no steering vectors that can be read ({' '.join(str(error).split())[:120]})") from None
+            raise ArtifactError(
+                f"{path} holds no steering vectors that can be read ({' '.join(str(error).split())[:120]})"
+            ) from None
         ours = model_identity(adapter)
         differing = [name for name in ("d_model", "n_layers", "model_type") if about.get(name) != ours[name]]
-        if not differing and about.get("dtype") == ours["dtype"] and about.get("weights_sha256") != ours["weights_sha256"]:
+        if (
+            not differing
+            and about.get("dtype") == ours["dtype"]
+            and about.get("weights_sha256") != ours["weights_sha256"]
+        ):
             differing = ["weights"]
         if differing:
             raise ArtifactError(
@@ -99,7 +114,8 @@ def model_identity(adapter: ModelAdapter) -> dict[str, Any]:
 
 
 class Fitted(NamedTuple):
-    """Vectors, and the same from shuffled labels: each pair's sides exchanged for a random half of the pairs, scaled to the true norms."""
+    """Vectors, and the same from shuffled labels: each pair's sides exchanged for a random half of the pairs, scaled to
+    the true norms."""
 
     vectors: SteeringVectors
     shuffled: list[SteeringVectors]
@@ -120,14 +136,15 @@ def fit_vectors(
 ) -> Fitted:
     """Vectors for every layer from the states at the last tokens of `pairs`.
 
-    method: "mean", the mean difference (Rimsky et al. 2023, arXiv 2312.06681); "lda", Σ⁻¹ times it, Σ the within-class covariance shrunk
-    by `shrinkage` towards its mean diagonal; "logistic", the weights of an L2-regularised logistic regression. The last two are scaled to
-    the norm of the mean difference, so that a multiplier means the same for all. Σ is whole for the residual stream, n_layers · d_model²
-    float64 numbers, and diagonal for state tensors, which are large. "logistic" holds the residual states of all pairs, and has no vectors
-    for states.
+    method: "mean", the mean difference (Rimsky et al. 2023, arXiv 2312.06681); "lda", Σ⁻¹ times it, Σ the within-class
+    covariance shrunk by `shrinkage` towards its mean diagonal; "logistic", the weights of an L2-regularised logistic
+    regression. The last two are scaled to the norm of the mean difference, so that a multiplier means the same for all.
+    Σ is whole for the residual stream, n_layers · d_model² float64 numbers, and diagonal for state tensors, which are
+    large. "logistic" holds the residual states of all pairs, and has no vectors for states.
     states: also for every tensor of the recurrent state. batch_size: pairs in a pass.
 
-    Raises DataError for no pairs or an empty text, ConfigError for settings that cannot be used, FitError for a singular Σ.
+    Raises DataError for no pairs or an empty text, ConfigError for settings that cannot be used, FitError for a
+    singular Σ.
     """
     _check(adapter, pairs, method, states, shrinkage)
     signs = _labellings(len(pairs), shuffles, seed)  # (1 + shuffles, pairs)
@@ -138,12 +155,17 @@ def fit_vectors(
                 sums[key] = _Sums(positive[key][0], len(signs), method, whole=key.startswith(RESIDUAL))
             sums[key].add(positive[key], negative[key], signs[:, rows])
     made = [{key: s.direction(i, method, shrinkage, key) for key, s in sums.items()} for i in range(len(signs))]
-    said = model_identity(adapter) | {"method": method, "pairs": len(pairs), "data_sha256": data_sha256(pairs)} | dict(about or {})
+    said = (
+        model_identity(adapter)
+        | {"method": method, "pairs": len(pairs), "data_sha256": data_sha256(pairs)}
+        | dict(about or {})
+    )
     said |= {"shrinkage": shrinkage} if method == "lda" else {}
     real = SteeringVectors(tensors=made[0], about=said)
     shuffled = [
         SteeringVectors(
-            tensors={key: _scaled(t, made[0][key]) for key, t in tensors.items()}, about=said | {"control": f"shuffled {seed + i}"}
+            tensors={key: _scaled(t, made[0][key]) for key, t in tensors.items()},
+            about=said | {"control": f"shuffled {seed + i}"},
         )
         for i, tensors in enumerate(made[1:])
     ]
@@ -158,7 +180,9 @@ def _check(adapter: ModelAdapter, pairs: Sequence[Pair], method: str, states: bo
     if states and not adapter.has_state:
         raise ConfigError(f"{adapter.no_state}; steer the residual stream alone")
     if states and method == "logistic":
-        raise ConfigError("logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda")
+        raise ConfigError(
+            "logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda"
+        )
     if not pairs:
         raise DataError("there are no contrastive pairs; a steering vector needs at least one")
     if any(not pair.positive or not pair.negative for pair in pairs):
@@ -169,13 +193,16 @@ def _labellings(pairs: int, shuffles: int, seed: int) -> Tensor:
     """(1 + shuffles, pairs) of ±1: the true sides, then shuffled ones of which half are exchanged."""
     generator = torch.Generator().manual_seed(seed)
     half = torch.where(torch.arange(pairs) < pairs // 2, -1, 1)
-    return torch.stack([torch.ones_like(half), *(half[torch.randperm(pairs, generator=generator)] for _ in range(shuffles))])
+    return torch.stack(
+        [torch.ones_like(half), *(half[torch.randperm(pairs, generator=generator)] for _ in range(shuffles))]
+    )
 
 
 def _read_pairs(
     adapter: ModelAdapter, pairs: Sequence[Pair], states: bool, batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
-    """States at the last tokens of both sides of some pairs at a time, and which pairs they are; alike lengths go together."""
+    """States at the last tokens of both sides of some pairs at a time, and which pairs they are; alike lengths go
+    together."""
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].positive), len(pairs[i].negative)))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -184,17 +211,23 @@ def _read_pairs(
 
 
 def last_states(adapter: ModelAdapter, texts: Sequence[Sequence[int]], states: bool) -> dict[str, Tensor]:
-    """The states after the last token of each text, float32 on the CPU: "residual.0" (texts, d_model), "ssm.0" (texts, …), ….
+    """The states after the last token of each text, float32 on the CPU: "residual.0" (texts, d_model), "ssm.0" (texts,
+    …), ….
 
-    Without recurrent states the texts go through the model together, padded on the right; with them those of one length, because a
-    recurrent state remembers padding.
+    Without recurrent states the texts go through the model together, padded on the right; with them those of one
+    length, because a recurrent state remembers padding.
     """
     lengths = torch.tensor([len(text) for text in texts])
     if not states:
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(adapter.device)
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(text) for text in texts], batch_first=True).to(
+            adapter.device
+        )
         forward = adapter.forward(ids)
         last = (lengths - 1).to(adapter.device)
-        return {f"{RESIDUAL}.{i}": _plain(h[torch.arange(len(texts), device=h.device), last]) for i, h in enumerate(forward.hidden_states)}
+        return {
+            f"{RESIDUAL}.{i}": _plain(h[torch.arange(len(texts), device=h.device), last])
+            for i, h in enumerate(forward.hidden_states)
+        }
     parts: dict[str, list[Tensor]] = {}
     order: list[int] = []
     for length in lengths.unique().tolist():
@@ -202,7 +235,9 @@ def last_states(adapter: ModelAdapter, texts: Sequence[Sequence[int]], states: b
         order += rows
         forward, state = adapter.advance(torch.tensor([texts[i] for i in rows], device=adapter.device))
         read = {f"{RESIDUAL}.{i}": h[:, -1] for i, h in enumerate(forward.hidden_states)}
-        read |= {f"{name}.{i}": b[name] for name in adapter.state_names for i, b in enumerate(state.blocks) if name in b}
+        read |= {
+            f"{name}.{i}": b[name] for name in adapter.state_names for i, b in enumerate(state.blocks) if name in b
+        }
         for key, tensor in read.items():
             parts.setdefault(key, []).append(_plain(tensor))
     back = torch.tensor(order).argsort()
@@ -214,8 +249,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 class _Sums:
-    """What is needed of the states of one layer: their sums on either side, for several labellings at once, and their scatter, which
-    is the same for all."""
+    """What is needed of the states of one layer: their sums on either side, for several labellings at once, and their
+    scatter, which is the same for all."""
 
     def __init__(self, like: Tensor, labellings: int, method: Method, whole: bool):
         self.shape, size = like.shape, like.numel()
@@ -227,7 +262,8 @@ class _Sums:
         self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if method == "logistic" else None
 
     def add(self, positive: Tensor, negative: Tensor, signs: Tensor) -> None:
-        """Take in some pairs, positive and negative (n, …), and which of them each labelling exchanges, signs (labellings, n) of ±1."""
+        """Take in some pairs, positive and negative (n, …), and which of them each labelling exchanges, signs
+        (labellings, n) of ±1."""
         a, b = positive.flatten(1).double(), negative.flatten(1).double()
         self.count += len(a)
         self.total += a.sum(0) + b.sum(0)
@@ -259,7 +295,9 @@ class _Sums:
                 raise FitError(f"{key}: the within-class variance is 0 somewhere; raise shrinkage or give more pairs")
             return mean / shrunk
         within = scatter / (2 * self.count) - torch.outer(centre, centre) - torch.outer(mean, mean) / 4
-        shrunk = (1 - shrinkage) * within + shrinkage * within.diagonal().mean() * torch.eye(len(mean), dtype=torch.float64)
+        shrunk = (1 - shrinkage) * within + shrinkage * within.diagonal().mean() * torch.eye(
+            len(mean), dtype=torch.float64
+        )
         factor, failed = torch.linalg.cholesky_ex(shrunk)
         if int(failed):
             raise FitError(f"{key}: the within-class covariance is singular; raise shrinkage or give more pairs")

@@ -1,4 +1,5 @@
-"""What the page answers when it is opened or used: values for its fields, pictures, tables, and messages where something cannot be done."""
+"""What the page answers when it is opened or used: values for its fields, pictures, tables, and messages where
+something cannot be done."""
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,14 +13,16 @@ from lens_rnn.viewer.settings import LENS, Settings
 from lens_rnn.viewer.view_pictures import UNREAD, matrix, relevance_html, tokens_to_pick
 
 FIELDS = ("model", "lens", "text", "second", "statistic", "stride", "tokens", "tab", "attention", "at", "token")
-"""The settings that the page has a field for, in its order. The last one is set with what is shown, as that says what it can be."""
+"""The settings that the page has a field for, in its order. The last one is set with what is shown, as that says what
+it can be."""
 CELL_OF = ("model", "lens", "text", "second", "stride", "tokens")
 TOKEN_OF = ("model", "lens", "text", "at")
 """What a chosen cell, and a picked token, belong to: they stay while these stay."""
 HINT = "<p>Choose a cell of the heat map, by a click or by the arrow keys, for its likeliest tokens.</p>"
 
 Part = tuple[Any, Any, str, str, str, Any]
-"""Heat map, second heat map, tables of the cell, relevance, matrix, tokens to pick from: what a tab does not show is empty."""
+"""Heat map, second heat map, tables of the cell, relevance, matrix, tokens to pick from: what a tab does not show is
+empty."""
 Shown = tuple[Any, Any, str, str, str, Any, str, str]
 """A part, query, message."""
 
@@ -38,7 +41,8 @@ class Answers:
         return self._shown(lambda: self._settings(values[:-1], values[-1]))
 
     def open(self, *values: Any) -> tuple[Any, ...]:
-        """As `show`, if the open tab is not the one that is shown: Gradio tells of the tab that a page or a link opens on, too."""
+        """As `show`, if the open tab is not the one that is shown: Gradio tells of the tab that a page or a link opens
+        on, too."""
         tab, before = values[FIELDS.index("tab")], values[-1]
         if not tab or (before and self._from_query(before).tab == tab):
             return (self._gradio.skip(),) * len(get_args(Shown))
@@ -52,7 +56,9 @@ class Answers:
         except LensRNNError as error:
             return self._gradio.skip(), *(getattr(self.opening, name) for name in FIELDS[:-1]), *self._nothing(error)
         fields = [getattr(settings, name) for name in FIELDS[:-1]]
-        fields[FIELDS.index("lens")] = self._gradio.Radio(names, value=settings.lens if settings.lens in names else None)
+        fields[FIELDS.index("lens")] = self._gradio.Radio(
+            names, value=settings.lens if settings.lens in names else None
+        )
         return self._gradio.Tabs(selected=settings.tab), *fields, *self._shown(lambda: settings)
 
     def explain(self, query: str, cell: str) -> tuple[str, str, str]:

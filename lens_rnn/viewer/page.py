@@ -29,7 +29,8 @@ MOST_AT_ONCE = 8
 
 
 def build_page(readings: Readings, text: str) -> "gradio.Blocks":
-    """The page, not yet served; it opens on `text`. Raises ConfigError without Gradio, or for a text that cannot be used."""
+    """The page, not yet served; it opens on `text`. Raises ConfigError without Gradio, or for a text that cannot be
+    used."""
     gr = _gradio()
     model, choice = next(iter(readings.choices.items()))
     answers = Answers(gr, readings, Settings(model=model, lens=choice.lens_names[0], text=text))
@@ -37,12 +38,24 @@ def build_page(readings: Readings, text: str) -> "gradio.Blocks":
         gr.Markdown(INTRODUCTION)
         tabs, fields = _fields(gr, readings, answers.opening)
         button = gr.Button("Run", variant="primary", elem_id="run")
-        message = gr.HTML(elem_id="message", html_template="<div role='alert'>${value}</div>", js_on_load=None, apply_default_css=False)
+        message = gr.HTML(
+            elem_id="message",
+            html_template="<div role='alert'>${value}</div>",
+            js_on_load=None,
+            apply_default_css=False,
+        )
         with gr.Row(elem_id="maps"):
-            maps = [_heat_map(gr, "first", "Heat map"), _heat_map(gr, "second", "Heat map of the second text", visible="hidden")]
+            maps = [
+                _heat_map(gr, "first", "Heat map"),
+                _heat_map(gr, "second", "Heat map of the second text", visible="hidden"),
+            ]
         tables, relevance = _live(gr, "cell", HINT), _live(gr, "relevance", "")
         matrix = _plot(
-            gr, "matrix", "matrix.js", "Hidden attention: arrow keys choose a cell", after="<p class='said' aria-live='polite'></p>"
+            gr,
+            "matrix",
+            "matrix.js",
+            "Hidden attention: arrow keys choose a cell",
+            after="<p class='said' aria-live='polite'></p>",
         )
         link = _link(gr)
         _connect(gr, page, answers, tabs, fields, button, [*maps, tables, relevance, matrix, fields[-1], link, message])
@@ -53,7 +66,8 @@ def launch_page(page: "gradio.Blocks", **options: Any) -> Any:
     """Serve the page. options are those of Gradio's launch. The page fetches nothing from elsewhere."""
     gr = _gradio()
     theme = gr.themes.Default(
-        font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"],
     )
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     css = (HERE / "page.css").read_text(encoding="utf-8")
@@ -75,8 +89,15 @@ def _fields(gr: Any, readings: Readings, opening: Settings) -> tuple[Any, list[A
     wide = {"lines": 1, "max_lines": 12, "min_width": 300}
     statistics = [(about.title, name) for name, about in STATISTICS.items()]
     with gr.Row():
-        text = gr.Textbox(opening.text, label="Text", info=f"At most {MOST_TOKENS} tokens. Enter runs, Shift+Enter is a new line.", **wide)
-        second = gr.Textbox("", label="Second text", info="Shown beside the first. Leave it empty for none.", elem_id="beside", **wide)
+        text = gr.Textbox(
+            opening.text,
+            label="Text",
+            info=f"At most {MOST_TOKENS} tokens. Enter runs, Shift+Enter is a new line.",
+            **wide,
+        )
+        second = gr.Textbox(
+            "", label="Second text", info="Shown beside the first. Leave it empty for none.", elem_id="beside", **wide
+        )
     # Gradio's lists that drop down stay open when Tab leaves them; radio buttons do not.
     with gr.Row():
         model = gr.Radio(list(readings.choices), value=opening.model, label="Model", min_width=300)
@@ -87,11 +108,17 @@ def _fields(gr: Any, readings: Readings, opening: Settings) -> tuple[Any, list[A
             stride = gr.Number(opening.stride, label="Layer stride", precision=0, minimum=1, min_width=120)
             tokens = gr.Textbox("", label="Tokens shown", placeholder="all, or 10-40", max_lines=1, min_width=120)
         with gr.Tab("Views", id=VIEWS, elem_id="views", render_children=True):
-            token = gr.Radio(UNREAD, value="", label="Relevance for the logit of", info="The likeliest tokens after the text.")
+            token = gr.Radio(
+                UNREAD, value="", label="Relevance for the logit of", info="The likeliest tokens after the text."
+            )
             with gr.Row():
-                at = gr.Textbox("", label="Read by the lens at layer", info="Empty for the model's own.", max_lines=1, min_width=120)
+                at = gr.Textbox(
+                    "", label="Read by the lens at layer", info="Empty for the model's own.", max_lines=1, min_width=120
+                )
                 said = f"A layer, {MEAN} or {ROLLOUT}. At most {MOST_IN_MATRIX} tokens."
-                attention = gr.Textbox(opening.attention, label="Hidden attention of layer", info=said, max_lines=1, min_width=120)
+                attention = gr.Textbox(
+                    opening.attention, label="Hidden attention of layer", info=said, max_lines=1, min_width=120
+                )
     tab = gr.Textbox("", visible="hidden")  # until the link has been read
     return tabs, [model, lens, text, second, statistic, stride, tokens, tab, attention, at, token]
 
@@ -112,7 +139,8 @@ def _plot(gr: Any, name: str, script: str, label: str, after: str = "", **option
     return gr.HTML(
         "",
         elem_id=name,
-        html_template=f"<div class='heat-map' tabindex='0' role='application' aria-label='{label}'><div class='plot'></div></div>{after}",
+        html_template=f"<div class='heat-map' tabindex='0' role='application' aria-label='{label}'><div "
+        f"class='plot'></div></div>{after}",
         js_on_load=(HERE / script).read_text(encoding="utf-8"),
         head=f'<script src="gradio_api/file={quote(PLOTLY.as_posix())}"></script>',
         **options,
@@ -147,6 +175,15 @@ def _connect(gr: Any, page: Any, answers: Answers, tabs: Any, fields: list[Any],
         opened = choice.select(None, tab, tab, js=f"tab => tab && '{choice.id}'", api_visibility="private")
         opened.then(answers.open, [*fields, link], shown, api_visibility="private", **served)
     for heat_map in (first_map, second_map):
-        heat_map.cell(explain, None, [tables, link, message], api_visibility="private", show_progress="hidden", **served)
+        heat_map.cell(
+            explain, None, [tables, link, message], api_visibility="private", show_progress="hidden", **served
+        )
     query = gr.Textbox(visible=False)
-    page.load(answers.restore, query, [tabs, *fields[:-1], *shown], js="() => window.location.search", api_visibility="private", **served)
+    page.load(
+        answers.restore,
+        query,
+        [tabs, *fields[:-1], *shown],
+        js="() => window.location.search",
+        api_visibility="private",
+        **served,
+    )

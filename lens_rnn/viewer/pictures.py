@@ -18,7 +18,8 @@ SIDES = ("text", "second text")
 
 
 def heat_map(readings: Readings, settings: Settings, side: int) -> str:
-    """The picture of one of `settings.texts`, as JSON that page.js draws. Raises LensRNNError where the settings cannot be used."""
+    """The picture of one of `settings.texts`, as JSON that page.js draws. Raises LensRNNError where the settings cannot
+    be used."""
     whole = readings.trajectory(settings.model, settings.lens, settings.texts[side], settings.stride)
     span = settings.span(whole.shape[1], SIDES[side])
     figure = html_figure(
@@ -46,7 +47,8 @@ def heat_map(readings: Readings, settings: Settings, side: int) -> str:
 
 
 def cell_tables(readings: Readings, settings: Settings) -> str:
-    """The likeliest tokens of the chosen cell, as the logit lens, a tuned lens and the model read them, side by side in HTML.
+    """The likeliest tokens of the chosen cell, as the logit lens, a tuned lens and the model read them, side by side in
+    HTML.
 
     Raises ConfigError if no cell is chosen, or one outside the picture.
     """
@@ -57,11 +59,15 @@ def cell_tables(readings: Readings, settings: Settings) -> str:
         raise ConfigError("the chosen cell is in a second text, and there is none; click another")
     text = readings.text(settings.model)
     lenses = [LOGIT, tuned] if tuned else [LOGIT]
-    read = {lens: readings.trajectory(settings.model, lens, settings.texts[chosen.side], settings.stride) for lens in lenses}
+    read = {
+        lens: readings.trajectory(settings.model, lens, settings.texts[chosen.side], settings.stride) for lens in lenses
+    }
     logit = read[LOGIT]
     rows, tokens = logit.shape
     if chosen.row >= rows or chosen.token not in settings.span(tokens, SIDES[chosen.side]):
-        raise ConfigError(f"the chosen cell, row {chosen.row} and token {chosen.token}, is not in the picture; click another")
+        raise ConfigError(
+            f"the chosen cell, row {chosen.row} and token {chosen.token}, is not in the picture; click another"
+        )
     is_model = chosen.row == rows - 1
     columns = {"Model": _table(logit, rows - 1, chosen.token, text)}
     if not is_model:

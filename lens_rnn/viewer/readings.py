@@ -1,4 +1,5 @@
-"""Trajectories and views for a page: models, lenses and what was read with them, kept for a while and asked for by many users at once."""
+"""Trajectories and views for a page: models, lenses and what was read with them, kept for a while and asked for by many
+users at once."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -49,10 +50,14 @@ class _Loaded(NamedTuple):
 
 
 def shipped(folder: Path) -> dict[str, Choice]:
-    """The models in the subfolders of `folder`, each with the lens in the subfolder of the same name and -lens, if there is one."""
+    """The models in the subfolders of `folder`, each with the lens in the subfolder of the same name and -lens, if
+    there is one."""
     models = [path.parent for path in sorted(folder.glob("*/config.json")) if not path.parent.name.endswith("-lens")]
     beside = {model: model.with_name(f"{model.name}-lens") for model in models}
-    return {model.name: Choice(model=str(model), lenses={lens.name: str(lens)} if lens.is_dir() else {}) for model, lens in beside.items()}
+    return {
+        model.name: Choice(model=str(model), lenses={lens.name: str(lens)} if lens.is_dir() else {})
+        for model, lens in beside.items()
+    }
 
 
 class Readings:
@@ -89,7 +94,8 @@ class Readings:
     def trajectory(self, model: str, lens: str, text: str, stride: int) -> Trajectory:
         """What `lens` reads of the whole text.
 
-        Raises ConfigError for an unknown name, DataError for a text of no tokens or more than MOST_TOKENS, and what loading raises.
+        Raises ConfigError for an unknown name, DataError for a text of no tokens or more than MOST_TOKENS, and what
+        loading raises.
         """
         self._check(model, lens)
         return self._worker.submit(self._trajectory, model, lens, text, stride).result()
@@ -97,19 +103,23 @@ class Readings:
     def attention(self, model: str, text: str) -> HiddenAttention:
         """Hidden attention of the whole text, in all layers.
 
-        Raises ConfigError for an unknown name, DataError for a text of no tokens or more than MOST_IN_MATRIX, ModelError for a model
-        without this view, and what loading raises.
+        Raises ConfigError for an unknown name, DataError for a text of no tokens or more than MOST_IN_MATRIX,
+        ModelError for a model without this view, and what loading raises.
         """
         self.choice(model)
         return self._worker.submit(self._attention, model, text).result()
 
     def relevance(self, model: str, lens: str, text: str, layer: int | None, token: int | None) -> Relevance:
-        """Relevance for the logit of `token`, by default the likeliest, after the text: the model's, or what `lens` reads at `layer`.
+        """Relevance for the logit of `token`, by default the likeliest, after the text: the model's, or what `lens`
+        reads at `layer`.
 
-        Errors as for `trajectory`, ConfigError for a layer or token that is not there, and ModelError for a model without this view.
+        Errors as for `trajectory`, ConfigError for a layer or token that is not there, and ModelError for a model
+        without this view.
         """
         self._check(model, lens)
-        return self._worker.submit(self._relevance, model, LOGIT if layer is None else lens, text, layer, token).result()
+        return self._worker.submit(
+            self._relevance, model, LOGIT if layer is None else lens, text, layer, token
+        ).result()
 
     def names(self, model: str, text: str) -> list[str]:
         """The text's tokens, as text. Errors as for `trajectory`."""
@@ -118,7 +128,9 @@ class Readings:
 
     def _check(self, model: str, lens: str) -> None:
         if lens not in self.choice(model).lens_names:
-            raise ConfigError(f"there is no lens {lens!r:.80} for {model}; choose from {', '.join(self.choice(model).lens_names)}")
+            raise ConfigError(
+                f"there is no lens {lens!r:.80} for {model}; choose from {', '.join(self.choice(model).lens_names)}"
+            )
 
     def _load_model(self, model: str) -> _Loaded:
         adapter = self._load(self.choices[model].model)
@@ -126,7 +138,11 @@ class Readings:
 
     def _load_lens(self, model: str, lens: str) -> Lens:
         adapter = self._model(model).adapter
-        return LogitLens.from_adapter(adapter) if lens == LOGIT else TunedLens.load(adapter, self.choices[model].lenses[lens])
+        return (
+            LogitLens.from_adapter(adapter)
+            if lens == LOGIT
+            else TunedLens.load(adapter, self.choices[model].lenses[lens])
+        )
 
     def _read(self, model: str, lens: str, text: str, stride: int) -> Trajectory:
         ids = self._ids(model, text, MOST_TOKENS)
@@ -140,8 +156,13 @@ class Readings:
         ids = self._ids(model, text, MOST_TOKENS)
         adapter = self._model(model).adapter
         if layer is not None and layer not in adapter.fitted_layers:
-            raise ConfigError(f"no lens reads layer {layer} of {model}; choose one of the heat map's, or none for the model's own logit")
-        return relevance(adapter, ids, Explained(token=token, layer=layer), lens=None if layer is None else self._lens(model, lens))
+            raise ConfigError(
+                f"no lens reads layer {layer} of {model}; choose one of the heat map's, or none for the model's own "
+                "logit"
+            )
+        return relevance(
+            adapter, ids, Explained(token=token, layer=layer), lens=None if layer is None else self._lens(model, lens)
+        )
 
     def _ids(self, model: str, text: str, most: int, where: str = "are read here") -> list[int]:
         """The text's tokens, at most so many."""

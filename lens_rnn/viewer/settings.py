@@ -61,17 +61,23 @@ class Settings:
             raise DataError("the text is empty; type something for the model to read")
         for title, text in (("text", self.text), ("second text", self.second)):
             if len(text) > MOST_CHARACTERS:
-                raise DataError(f"the {title} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read here, shorten it")
+                raise DataError(
+                    f"the {title} has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read here, shorten it"
+                )
         named(self.statistic)
         if self.stride < 1:
             raise ConfigError(f"the layer stride is {self.stride}; give a whole number of at least 1")
         if self.tab not in TABS:
             raise ConfigError(f"there is no tab {self.tab!r:.40}; choose from {', '.join(TABS)}")
         if self.attention not in (ROLLOUT, MEAN) and _whole(self.attention) is None:
-            raise ConfigError(f"there is no hidden attention of layer {self.attention!r:.40}; write its number, {MEAN} or {ROLLOUT}")
+            raise ConfigError(
+                f"there is no hidden attention of layer {self.attention!r:.40}; write its number, {MEAN} or {ROLLOUT}"
+            )
         for title, given in (("layer", self.at), ("token", self.token)):
             if given.strip() and _whole(given) is None:
-                raise ConfigError(f"the {title} whose logit is explained, {given!r:.40}, is no whole number; write one, or nothing")
+                raise ConfigError(
+                    f"the {title} whose logit is explained, {given!r:.40}, is no whole number; write one, or nothing"
+                )
         self.chosen  # noqa: B018 # reading it checks the cell
 
     @property
@@ -104,19 +110,24 @@ class Settings:
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
     def span(self, n_tokens: int, of: str = "text") -> range:
-        """The tokens to show of a text of that many. Raises ConfigError for a range that is malformed, empty or not in the text."""
+        """The tokens to show of a text of that many. Raises ConfigError for a range that is malformed, empty or not in
+        the text."""
         if not self.tokens.strip():
             return range(n_tokens)
         start, dash, end = self.tokens.partition("-")
         first, last = _whole(start), _whole(end if dash else start)
         if first is None or last is None:
             raise ConfigError(
-                f"the token range {self.tokens!r:.40} is unknown; write the first and the last, as in 10-40, or nothing for all"
+                f"the token range {self.tokens!r:.40} is unknown; write the first and the last, as in 10-40, or "
+                "nothing for all"
             )
         if first > last:
             raise ConfigError(f"the token range {first}-{last} is empty; write the smaller number first")
         if last >= n_tokens:
-            raise ConfigError(f"the token range {first}-{last} is not in the {of}, which has the tokens 0-{n_tokens - 1}; change the range")
+            raise ConfigError(
+                f"the token range {first}-{last} is not in the {of}, which has the tokens 0-{n_tokens - 1}; change "
+                "the range"
+            )
         return range(first, last + 1)
 
     def query(self) -> str:
@@ -125,12 +136,15 @@ class Settings:
 
     @classmethod
     def from_query(cls, query: str, defaults: Mapping[str, str]) -> Self:
-        """Of a URL's query, with or without its question mark. `defaults` fill in what it leaves out; what it adds is ignored.
+        """Of a URL's query, with or without its question mark. `defaults` fill in what it leaves out; what it adds is
+        ignored.
 
         Raises LensRNNError for a setting that cannot be used.
         """
         known = {field.name for field in fields(cls)}
-        given = {name: value for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True) if name in known}
+        given = {
+            name: value for name, value in parse_qsl(query.removeprefix("?"), keep_blank_values=True) if name in known
+        }
         settings = dict(defaults) | given
         stride = settings.pop("stride", "1")
         every = _whole(stride)

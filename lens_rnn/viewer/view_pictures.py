@@ -22,17 +22,22 @@ UNREAD: Choices = [("the likeliest", "")]
 
 
 def matrix(readings: Readings, settings: Settings) -> str:
-    """Hidden attention as JSON that matrix.js draws. Raises LensRNNError where the settings cannot be used, or the model has none."""
+    """Hidden attention as JSON that matrix.js draws. Raises LensRNNError where the settings cannot be used, or the
+    model has none."""
     attention = readings.attention(settings.model, settings.text)
     panels = attention_panels(attention)
     through = panels.pop("rollout", None)  # of a hybrid with a block that mixes no tokens there is none
     panels = ({} if through is None else {ROLLOUT: through}) | {MEAN: np.mean([*panels.values()], axis=0)} | panels
     asked = MEAN if through is None and settings.attention == ROLLOUT else settings.attention
     name = asked if asked in panels else f"layer {int(asked)}"
-    name = next((title for title in panels if title.partition(",")[0] == name), name)  # a hybrid's have their kind behind a comma
+    name = next(
+        (title for title in panels if title.partition(",")[0] == name), name
+    )  # a hybrid's have their kind behind a comma
     if name not in panels:
         last = attention.n_layers - 1
-        raise ConfigError(f"{settings.model} has no {name}; choose from 0 to {last} for hidden attention, or {MEAN} or {ROLLOUT}")
+        raise ConfigError(
+            f"{settings.model} has no {name}; choose from 0 to {last} for hidden attention, or {MEAN} or {ROLLOUT}"
+        )
     names = readings.names(settings.model, settings.text)
     said = "mean over layers" if name == MEAN else name
     figure = panels_html({name: panels[name]}, names, f"Hidden attention: {settings.model}, {said}")
@@ -47,7 +52,9 @@ def relevance_html(readings: Readings, settings: Settings) -> str:
     names = readings.names(settings.model, settings.text)
     explained = visible(readings.text(settings.model)(cast(int, found.explained.token)), TOKEN_WIDTH)
     where = "" if settings.layer is None else f" at layer {settings.layer}, as {settings.lens} reads it,"
-    strip = relevance_strip(found, names).html(f"Where the logit of “{explained}” after the text{where} comes from", len(names) - 1)
+    strip = relevance_strip(found, names).html(
+        f"Where the logit of “{explained}” after the text{where} comes from", len(names) - 1
+    )
     tokens = found.tokens.numpy()
     rows = "".join(
         f"<tr><td>{i}</td><td><code>{escape(visible(names[i], TOKEN_WIDTH))}</code></td><td>{tokens[i]:+.3f}</td></tr>"
@@ -55,12 +62,15 @@ def relevance_html(readings: Readings, settings: Settings) -> str:
     )
     whole = f"It is {found.value:.3f}; the tokens make {tokens.sum():.3f} of it, biases the rest."
     said = f"<p>Red adds to the logit, blue takes away. {whole}</p>"
-    table = f"<table><thead><tr><th>Place</th><th>Token</th><th>Relevance</th></tr></thead><tbody>{rows}</tbody></table>"
+    table = (
+        f"<table><thead><tr><th>Place</th><th>Token</th><th>Relevance</th></tr></thead><tbody>{rows}</tbody></table>"
+    )
     return f"<section>{strip}{said}{table}</section>"
 
 
 def tokens_to_pick(readings: Readings, settings: Settings, found: bool) -> Choices:
-    """The likeliest tokens after the text, as the model says or the lens at the layer; where nothing is `found`, only the one picked."""
+    """The likeliest tokens after the text, as the model says or the lens at the layer; where nothing is `found`, only
+    the one picked."""
     text, choices = readings.text(settings.model), [*UNREAD]
     if found:
         lens, row = (LOGIT, "model") if settings.layer is None else (settings.lens, f"layer {settings.layer}")

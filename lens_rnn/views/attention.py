@@ -1,7 +1,8 @@
 """Hidden attention: how much of each earlier token's input a recurrent block has in its output at each token.
 
-A recurrence that is linear in its inputs is a causal matrix in disguise, one for each channel or head (Ali, Zimerman & Wolf 2024,
-arXiv 2403.01590). Each family's `recurrence` has its matrix; here are the pass over a text, means over channels, and rollout.
+A recurrence that is linear in its inputs is a causal matrix in disguise, one for each channel or head (Ali, Zimerman &
+Wolf 2024, arXiv 2403.01590). Each family's `recurrence` has its matrix; here are the pass over a text, means over
+channels, and rollout.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,8 @@ _COPIES = 3  # of those matrices that exist at once
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HiddenAttention:
-    """One matrix for each way in which a layer mixes tokens, most often one a layer: the mean over its channels or heads."""
+    """One matrix for each way in which a layer mixes tokens, most often one a layer: the mean over its channels or
+    heads."""
 
     layers: tuple[int, ...]
     """The layer of each matrix."""
@@ -49,7 +51,9 @@ class HiddenAttention:
     def titles(self) -> list[str]:
         """What to call each matrix: of a hybrid with its kind."""
         several = len(set(self.kinds)) > 1
-        return [f"layer {i}, {kind}" if several else f"layer {i}" for i, kind in zip(self.layers, self.kinds, strict=True)]
+        return [
+            f"layer {i}, {kind}" if several else f"layer {i}" for i, kind in zip(self.layers, self.kinds, strict=True)
+        ]
 
 
 def attention_models() -> list[str]:
@@ -66,22 +70,24 @@ def hidden_attention(
     *,
     signed: bool = False,
 ) -> HiddenAttention:
-    """The hidden attention of one text, input_ids (tokens), in each layer: the mean over channels or heads, by default of absolute values.
-    Of a hybrid also the softmax attention of its attention blocks.
+    """The hidden attention of one text, input_ids (tokens), in each layer: the mean over channels or heads, by default
+    of absolute values. Of a hybrid also the softmax attention of its attention blocks.
 
-    layers: which, by default all that have it; layer i is block i. units: which channels or heads, by default all. Memory: tokens² float32
-    a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or those of one; of a hybrid, those of all heads of
-    all attention blocks, which transformers returns at once.
+    layers: which, by default all that have it; layer i is block i. units: which channels or heads, by default all.
+    Memory: tokens² float32 a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or
+    those of one; of a hybrid, those of all heads of all attention blocks, which transformers returns at once.
 
-    Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there, DataError for a text
-    that cannot be read or whose matrices do not fit into memory, with the estimate.
+    Raises ModelError for a model without such a view, ConfigError for a layer, channel or head that is not there,
+    DataError for a text that cannot be read or whose matrices do not fit into memory, with the estimate.
     """
     there, ids = _layers_with_attention(adapter), one_text(adapter, input_ids)
     chosen = there if layers is None else layers
     _check_layers(adapter, chosen)
     kinds, matrices = [], []
     with_block = _block(ids.shape[1]) * _COPIES + len(chosen) + _returned_at_once(adapter, chosen)
-    refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers")
+    refuse_what_does_not_fit(
+        adapter, 4.0 * ids.shape[1] ** 2 * with_block, ids.shape[1], "shorten the text or ask for fewer layers"
+    )
     for mixing, wanted in _each_mixing(adapter, ids, chosen, units):
         total = torch.zeros(ids.shape[1], ids.shape[1], device=ids.device)  # (tokens, tokens)
         for part in wanted.split(_block(ids.shape[1])):
@@ -100,11 +106,14 @@ def hidden_attention(
     )
 
 
-def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], layer: int, units: Sequence[int] | None = None) -> Tensor:
-    """The hidden attention of each chosen channel or head of a layer, by default of all: (units, tokens, tokens), float32, signed.
+def unit_attention(
+    adapter: ModelAdapter, input_ids: Tensor | Sequence[int], layer: int, units: Sequence[int] | None = None
+) -> Tensor:
+    """The hidden attention of each chosen channel or head of a layer, by default of all: (units, tokens, tokens),
+    float32, signed.
 
-    Applied to the inputs of the recurrence it gives its output. Of a block that mixes in two ways, the recurrence. Errors as for
-    `hidden_attention`.
+    Applied to the inputs of the recurrence it gives its output. Of a block that mixes in two ways, the recurrence.
+    Errors as for `hidden_attention`.
     """
     _layers_with_attention(adapter)
     ids = one_text(adapter, input_ids)
@@ -123,8 +132,9 @@ def unit_attention(adapter: ModelAdapter, input_ids: Tensor | Sequence[int], lay
 def rollout(matrices: Tensor) -> Tensor:
     """How much of each input token reaches each token through all layers (tokens, tokens), rows summing to 1.
 
-    matrices: (layers, tokens, tokens), not negative, the first layer first. Each is made to have rows that sum to 1 and mixed half and half
-    with the identity, for the residual stream; then they are multiplied (Abnar & Zuidema 2020, arXiv 2005.00928, section 3).
+    matrices: (layers, tokens, tokens), not negative, the first layer first. Each is made to have rows that sum to 1 and
+    mixed half and half with the identity, for the residual stream; then they are multiplied (Abnar & Zuidema 2020,
+    arXiv 2005.00928, section 3).
     Raises ConfigError if an entry is negative: signed weights have no rollout.
     """
     if (matrices < 0).any():
@@ -143,13 +153,14 @@ def shares(matrix: Tensor) -> Tensor:
     return matrix / rows.where(rows > 0, 1)
 
 
-# --- the pass --------------------------------------------------------------------------------------------------------------------
+# --- the pass ---------------------------------------------------------------------------------------------------------
 
 
 def _layers_with_attention(adapter: ModelAdapter) -> list[int]:
     if not any(adapter.mixing_kinds):
         raise ModelError(
-            f"model type {adapter.model_type!r} has no hidden attention, as its blocks are no linear recurrence that is known here; "
+            f"model type {adapter.model_type!r} has no hidden attention, as its blocks are no linear recurrence that "
+            "is known here; "
             f"these have: {', '.join(attention_models())}, and hybrids of Mamba-2, gated delta nets and attention"
         )
     if reason := adapter.off.get(ATTENTION):
@@ -159,13 +170,19 @@ def _layers_with_attention(adapter: ModelAdapter) -> list[int]:
 
 def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
     if not layers or not all(0 <= layer < adapter.n_layers for layer in layers):
-        raise ConfigError(f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
+        raise ConfigError(
+            f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to "
+            f"{adapter.n_layers - 1}"
+        )
     if without := [layer for layer in layers if not adapter.mixing_kinds[layer]]:
-        raise ConfigError(f"layer {without[0]} of {adapter.name} mixes no tokens in a way that has a matrix; choose others")
+        raise ConfigError(
+            f"layer {without[0]} of {adapter.name} mixes no tokens in a way that has a matrix; choose others"
+        )
 
 
 def _returned_at_once(adapter: ModelAdapter, layers: Sequence[int]) -> int:
-    """Matrices that transformers returns, of all heads of all attention blocks, where one of these layers has softmax attention."""
+    """Matrices that transformers returns, of all heads of all attention blocks, where one of these layers has softmax
+    attention."""
     return adapter.attention_matrices if any(SOFTMAX in adapter.mixing_kinds[layer] for layer in layers) else 0
 
 
@@ -175,7 +192,9 @@ def _block(tokens: int) -> int:
 
 
 @torch.no_grad()
-def _each_mixing(adapter: ModelAdapter, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None) -> Iterator[tuple[Mixing, Tensor]]:
+def _each_mixing(
+    adapter: ModelAdapter, ids: Tensor, layers: Sequence[int], units: Sequence[int] | None
+) -> Iterator[tuple[Mixing, Tensor]]:
     """How each layer mixes the tokens of ids (1, tokens), and the channels or heads that are wanted."""
     for mixing in adapter.mixings(ids, layers):
         if units is not None and not (units and all(0 <= unit < mixing.units for unit in units)):

@@ -19,17 +19,24 @@ def one_text(adapter: ModelAdapter, input_ids: Tensor | Sequence[int]) -> Tensor
     if not given.numel():
         raise DataError("the text has no tokens; give at least one")
     if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
-        raise DataError(f"token ids have the shape {tuple(given.shape)} and type {given.dtype}; give one sequence of whole numbers")
+        raise DataError(
+            f"token ids have the shape {tuple(given.shape)} and type {given.dtype}; give one sequence of whole numbers"
+        )
     ids = given.long()
     if not (int(ids.min()) >= 0 and int(ids.max()) < adapter.vocab_size):
-        raise DataError(f"token ids run from {ids.min()} to {ids.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}")
+        raise DataError(
+            f"token ids run from {ids.min()} to {ids.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}"
+        )
     if adapter.longest_sequence is not None and len(ids) > adapter.longest_sequence:
-        raise DataError(f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it")
+        raise DataError(
+            f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it"
+        )
     return ids[None].to(adapter.device)
 
 
 def refuse_what_does_not_fit(adapter: ModelAdapter, needed: float, tokens: int, remedy: str) -> None:
-    """Raise DataError if a view of so many tokens needs more bytes than half the machine's memory, or than a GPU has free."""
+    """Raise DataError if a view of so many tokens needs more bytes than half the machine's memory, or than a GPU has
+    free."""
     if adapter.device.type == "cuda":
         there = float(torch.cuda.mem_get_info(adapter.device)[0])
     elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -38,6 +45,7 @@ def refuse_what_does_not_fit(adapter: ModelAdapter, needed: float, tokens: int, 
         return
     if needed > there:
         raise DataError(
-            f"a view of {tokens:,} tokens of {adapter.name} needs about {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB "
+            f"a view of {tokens:,} tokens of {adapter.name} needs about {needed / 2**30:,.1f} GiB, and there are "
+            f"{there / 2**30:,.1f} GiB "
             f"for it; {remedy}"
         )

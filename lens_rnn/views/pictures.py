@@ -1,4 +1,5 @@
-"""Views as pictures: token × token matrices of hidden attention, and relevance as a strip of tokens over a map of layers × tokens.
+"""Views as pictures: token × token matrices of hidden attention, and relevance as a strip of tokens over a map of
+layers × tokens.
 
 PNG by matplotlib, HTML by plotly; a page holds all it needs and works offline (about 5 MB).
 """
@@ -46,11 +47,12 @@ _WHITE_TO_BLUE = ("#FFFFFF", *SURE_TO_UNSURE[::-1][1:])
 _DIV = "lens-rnn-views"
 
 
-# --- hidden attention ------------------------------------------------------------------------------------------------------------
+# --- hidden attention -------------------------------------------------------------------------------------------------
 
 
 def attention_panels(attention: HiddenAttention) -> dict[str, np.ndarray]:
-    """What is drawn, by title: each layer's matrix as shares of its rows, then the rollout where all layers are there and have no signs.
+    """What is drawn, by title: each layer's matrix as shares of its rows, then the rollout where all layers are there
+    and have no signs.
 
     (tokens, tokens) each, in groups of tokens where there are more than MOST_CELLS; NaN above the diagonal.
     """
@@ -66,14 +68,18 @@ def attention_png(attention: HiddenAttention, names: Sequence[str], title: str) 
     panels = attention_panels(attention)
     through = panels.pop("rollout", None)
     chosen = np.unique(np.linspace(0, len(panels) - 1, min(len(panels), MOST_PANELS)).round().astype(int))
-    shown = {key: panels[key] for key in np.array([*panels])[chosen].tolist()} | ({} if through is None else {"rollout": through})
+    shown = {key: panels[key] for key in np.array([*panels])[chosen].tolist()} | (
+        {} if through is None else {"rollout": through}
+    )
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(1.3 + 3.3 * columns, 0.9 + 3.4 * rows), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     for place, (name, matrix) in zip(axes.flat, shown.items(), strict=False):
-        image = place.imshow(np.sqrt(matrix), cmap=LinearSegmentedColormap.from_list("share", _WHITE_TO_BLUE), vmin=0, vmax=1)
+        image = place.imshow(
+            np.sqrt(matrix), cmap=LinearSegmentedColormap.from_list("share", _WHITE_TO_BLUE), vmin=0, vmax=1
+        )
         place.set_title(name, fontsize=9, loc="left", pad=3)
         _plain(place)
         place.set(xticks=[], yticks=[])
@@ -85,7 +91,14 @@ def attention_png(attention: HiddenAttention, names: Sequence[str], title: str) 
         _name_axis(place, names, "y", 24)
     figure.supxlabel(READ, fontsize=9)
     figure.supylabel(READS, fontsize=9)
-    _bar(figure, image, axes.ravel().tolist(), "Share of the row", np.sqrt(_SHARE_TICKS).tolist(), [f"{tick:g}" for tick in _SHARE_TICKS])
+    _bar(
+        figure,
+        image,
+        axes.ravel().tolist(),
+        "Share of the row",
+        np.sqrt(_SHARE_TICKS).tolist(),
+        [f"{tick:g}" for tick in _SHARE_TICKS],
+    )
     figure.suptitle(_drawable(title), fontsize=10.5, fontweight="bold", x=0.01, ha="left").set_parse_math(False)
     return figure
 
@@ -96,7 +109,8 @@ def attention_html(attention: HiddenAttention, names: Sequence[str], title: str)
 
 
 def panels_html(panels: Mapping[str, np.ndarray], names: Sequence[str], title: str) -> go.Figure:
-    """Matrices of `attention_panels`, by title: the last one, and a slider where there are several. names (tokens): the tokens, as text."""
+    """Matrices of `attention_panels`, by title: the last one, and a slider where there are several. names (tokens): the
+    tokens, as text."""
     labels = [f"{i}: {_safe(visible(names[i], 40))}" for i in _starts(len(names))]
     figure = go.Figure()
     for place, matrix in enumerate(panels.values()):
@@ -132,7 +146,7 @@ def panels_html(panels: Mapping[str, np.ndarray], names: Sequence[str], title: s
     return figure
 
 
-# --- relevance -------------------------------------------------------------------------------------------------------------------
+# --- relevance --------------------------------------------------------------------------------------------------------
 
 
 def relevance_strip(found: Relevance, names: Sequence[str]) -> Strip:
@@ -145,7 +159,9 @@ def relevance_png(found: Relevance, names: Sequence[str], title: str) -> Figure:
     strip = relevance_strip(found, names)
     lines, tokens = len(strip.lines()), len(strip.texts)
     heights = [LINE_INCHES * lines, max(1.3, 0.2 * (len(found.layers) + 1))]
-    figure = Figure(figsize=(COLUMNS * CHARACTER_INCHES + 1.5, sum(heights) + 1.7), layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(COLUMNS * CHARACTER_INCHES + 1.5, sum(heights) + 1.7), layout="constrained", facecolor="white"
+    )
     FigureCanvasAgg(figure)
     top, below = figure.subplots(2, 1, height_ratios=heights)
     strip.draw(top, found.explained.position)
@@ -192,7 +208,8 @@ def relevance_html(found: Relevance, names: Sequence[str], title: str) -> go.Fig
 
 
 def layer_map(found: Relevance) -> np.ndarray:
-    """(1 + layers, tokens): the embeddings, then each layer; sums of groups where there are more than MOST_CELLS tokens."""
+    """(1 + layers, tokens): the embeddings, then each layer; sums of groups where there are more than MOST_CELLS
+    tokens."""
     matrix = np.concatenate([found.tokens.numpy()[None], found.by_layer.numpy()])
     return np.add.reduceat(matrix, _starts(matrix.shape[1]), axis=1)
 
@@ -211,12 +228,14 @@ def _root_names(matrix: np.ndarray) -> list[str]:
     return [f"{np.sign(place) * place**2 * _far(matrix):+.2g}" if place else "0" for place in _ROOTS]
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write a matplotlib figure; the same figure gives the same bytes."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None}))
+    write_atomically(
+        path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    )
 
 
 def save_page(figure: go.Figure, path: Path, above: str = "") -> None:
@@ -227,7 +246,7 @@ def save_page(figure: go.Figure, path: Path, above: str = "") -> None:
     write_atomically(path, lambda file: file.write(page.encode()))
 
 
-# --- parts -----------------------------------------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _starts(tokens: int) -> np.ndarray:
@@ -236,7 +255,8 @@ def _starts(tokens: int) -> np.ndarray:
 
 
 def _grouped(matrix: np.ndarray) -> np.ndarray:
-    """(groups, groups) of shares (tokens, tokens): what the tokens of a row group read from a column group, on average."""
+    """(groups, groups) of shares (tokens, tokens): what the tokens of a row group read from a column group, on
+    average."""
     starts = _starts(len(matrix))
     sums = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
     means = sums / np.diff([*starts, len(matrix)])[:, None]
@@ -265,7 +285,9 @@ def _name_axis(axes: Axes, names: Sequence[str], which: str, most: int) -> None:
 def _plotly_axis(update: Callable[..., Any], names: Sequence[str], title: str, angle: int, **more: Any) -> None:
     places, said = _named(names, MOST_NAMES)
     font = {"size": 11, "family": MONOSPACED}
-    update(title=title, tickvals=places, ticktext=[_safe(word) for word in said], tickangle=angle, tickfont=font, **more)
+    update(
+        title=title, tickvals=places, ticktext=[_safe(word) for word in said], tickangle=angle, tickfont=font, **more
+    )
     update(showgrid=False, zeroline=False, ticks="")
 
 
@@ -275,7 +297,9 @@ def _plain(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def _bar(figure: Figure, image: AxesImage, axes: list[Axes], title: str, ticks: Sequence[float], labels: list[str]) -> None:
+def _bar(
+    figure: Figure, image: AxesImage, axes: list[Axes], title: str, ticks: Sequence[float], labels: list[str]
+) -> None:
     bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.03, aspect=24)
     bar.set_label(title, fontsize=9)
     bar.outline.set_visible(False)
@@ -288,5 +312,10 @@ def _page_look(title: str) -> dict[str, Any]:
         "title": {"text": f"<b>{_safe(title)}</b>", "x": 0, "xref": "paper", "font": {"size": 16}},
         "template": "none",
         "font": {"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        "hoverlabel": {"align": "left", "bgcolor": "white", "bordercolor": GREY, "font": {"family": "monospace", "color": INK}},
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": "white",
+            "bordercolor": GREY,
+            "font": {"family": "monospace", "color": INK},
+        },
     }

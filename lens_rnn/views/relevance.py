@@ -1,14 +1,17 @@
-"""Relevance: how much of a logit of Mamba-1 or Falcon-Mamba comes from each input token, at the embeddings and after each block.
+"""Relevance: how much of a logit of Mamba-1 or Falcon-Mamba comes from each input token, at the embeddings and after
+each block.
 
-Gradient × input, Σ_d h_d ∂f/∂h_d at each token, either as it is or by the rules of MambaLRP (Jafari et al. 2024, arXiv 2406.07592). These
-leave every value as it is and change its gradient, so that each part of the model hands on all the relevance that it receives:
+Gradient × input, Σ_d h_d ∂f/∂h_d at each token, either as it is or by the rules of MambaLRP (Jafari et al. 2024, arXiv
+2406.07592). These leave every value as it is and change its gradient, so that each part of the model hands on all the
+relevance that it receives:
 
     RMSNorm    w x / root(x)                the root is held fixed
     SiLU       x σ(x)                       σ(x) is held fixed
     SSM        C_i Σ_j A_{j+1..i} B_j u_j   discretised A and B, and C, are held fixed, so that it is linear in u
     gate       y silu(z)                    half of the relevance to y, half to silu(z)
 
-The sum over tokens is then the explained quantity, less what the biases (of convolution, projections, lens) have put into it.
+The sum over tokens is then the explained quantity, less what the biases (of convolution, projections, lens) have put
+into it.
 """
 
 from collections.abc import Sequence
@@ -82,17 +85,23 @@ def relevance(
     lens: Lens | None = None,
     method: Method = "lrp",
 ) -> Relevance:
-    """The relevance of each token of one text, input_ids (tokens), for a logit: by default that of the likeliest token after the last.
+    """The relevance of each token of one text, input_ids (tokens), for a logit: by default that of the likeliest token
+    after the last.
 
     lens: what reads explained.layer.
 
-    Raises ModelError for a model without this view; ConfigError for a token, position, layer or method that is not there, or a layer
-    without a lens; DataError for a text that cannot be read or does not fit into memory, with the estimate.
+    Raises ModelError for a model without this view; ConfigError for a token, position, layer or method that is not
+    there, or a layer without a lens; DataError for a text that cannot be read or does not fit into memory, with the
+    estimate.
     """
     if not (isinstance(adapter, RecurrentAdapter) and adapter.takes_rules):
         uncovered = dict.fromkeys(kind for kinds in adapter.mixing_kinds for kind in kinds if kind != RECURRENCE)
-        blocks = f": its rules cover Mamba-1's blocks, and none of the kind {' or '.join(uncovered)}" if uncovered else ""
-        raise ModelError(f"model type {adapter.model_type!r} has no relevance{blocks}; these have: {', '.join(relevance_models())}")
+        blocks = (
+            f": its rules cover Mamba-1's blocks, and none of the kind {' or '.join(uncovered)}" if uncovered else ""
+        )
+        raise ModelError(
+            f"model type {adapter.model_type!r} has no relevance{blocks}; these have: {', '.join(relevance_models())}"
+        )
     if reason := adapter.off.get(FUSED):
         raise ModelError(f"{adapter.name} goes without its own equations, and so without relevance: {reason}")
     if method not in METHODS:
@@ -103,7 +112,9 @@ def relevance(
     channels, n = mixer.A_log.shape
     fused = adapter.device.type == "cpu" and adapter.dtype != torch.float64
     per_block = _KEPT * channels * (1 if fused else n)
-    refuse_what_does_not_fit(adapter, 4.0 * ids.shape[1] * adapter.n_layers * per_block, ids.shape[1], "shorten the text")
+    refuse_what_does_not_fit(
+        adapter, 4.0 * ids.shape[1] * adapter.n_layers * per_block, ids.shape[1], "shorten the text"
+    )
 
     last = adapter.n_layers - 1 if explained.layer is None else explained.layer
     passage = Passage(keeps=False, rules=mamba_lrp(adapter) if method == "lrp" else PLAIN)
@@ -126,7 +137,9 @@ def relevance(
     )
 
 
-def read_logits(adapter: ModelAdapter, lens: Lens | None, explained: Explained, hidden: Tensor, rules: Rules = PLAIN) -> Tensor:
+def read_logits(
+    adapter: ModelAdapter, lens: Lens | None, explained: Explained, hidden: Tensor, rules: Rules = PLAIN
+) -> Tensor:
     """Logits (…, vocab_size) that the model, or a lens at explained.layer, reads from hidden (…, d_model)."""
     if explained.layer is None or lens is None:
         return adapter.logits(rules.norm(adapter.final_norm, hidden))
@@ -137,23 +150,34 @@ def read_logits(adapter: ModelAdapter, lens: Lens | None, explained: Explained, 
 def _resolved(adapter: ModelAdapter, explained: Explained, tokens: int, lens: Lens | None) -> Explained:
     """With a position from 0, after a check of all that it names."""
     if not -tokens <= explained.position < tokens:
-        raise ConfigError(f"position {explained.position} is not in a text of {tokens} tokens; choose from {-tokens} to {tokens - 1}")
+        raise ConfigError(
+            f"position {explained.position} is not in a text of {tokens} tokens; choose from {-tokens} to {tokens - 1}"
+        )
     for token in (explained.token, explained.against):
         if token is not None and not 0 <= token < adapter.vocab_size:
-            raise ConfigError(f"token {token} is not in the vocabulary of {adapter.name}, 0 to {adapter.vocab_size - 1}")
+            raise ConfigError(
+                f"token {token} is not in the vocabulary of {adapter.name}, 0 to {adapter.vocab_size - 1}"
+            )
     if explained.layer is not None and not 0 <= explained.layer < adapter.n_layers:
         raise ConfigError(f"layer {explained.layer} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
     if explained.layer is not None and lens is None:
-        raise ConfigError(f"a logit at layer {explained.layer} needs a lens that reads it; give one, or leave the layer out")
+        raise ConfigError(
+            f"a logit at layer {explained.layer} needs a lens that reads it; give one, or leave the layer out"
+        )
     return replace(explained, position=explained.position % tokens)
 
 
-# --- the rules -------------------------------------------------------------------------------------------------------------------
+# --- the rules --------------------------------------------------------------------------------------------------------
 
 
 def mamba_lrp(adapter: RecurrentAdapter) -> Rules:
     """Gradients by the rules of MambaLRP; values are what they were."""
-    return Rules(norm=partial(_norm, epsilon=adapter.model.config.layer_norm_epsilon), silu=_silu, held=Tensor.detach, gated=_halves)
+    return Rules(
+        norm=partial(_norm, epsilon=adapter.model.config.layer_norm_epsilon),
+        silu=_silu,
+        held=Tensor.detach,
+        gated=_halves,
+    )
 
 
 def _norm(norm: Any, x: Tensor, epsilon: float) -> Tensor:

@@ -1,6 +1,8 @@
-"""Whether relevance is right: take tokens out of the text, the most relevant first, and see how fast the explained logit falls.
+"""Whether relevance is right: take tokens out of the text, the most relevant first, and see how fast the explained
+logit falls.
 
-The perturbation test of Jafari et al. 2024 (arXiv 2406.07592), with tokens left out of the text in place of blanked ones.
+The perturbation test of Jafari et al. 2024 (arXiv 2406.07592), with tokens left out of the text in place of blanked
+ones.
 """
 
 from collections.abc import Sequence
@@ -25,17 +27,25 @@ def without_tokens(
     explained: Explained,
     lens: Lens | None = None,
 ) -> np.ndarray:
-    """What is explained, at the last token of input_ids (tokens), without the first so many tokens of each ranking: (rankings, counts).
+    """What is explained, at the last token of input_ids (tokens), without the first so many tokens of each ranking:
+    (rankings, counts).
 
-    rankings: (rankings, tokens − 1): all places but the last, which is where the logit is read, in the order in which they are left out.
-    explained: with its token, as `relevance` returns it. Raises ConfigError if it has none, another place, or rankings are no such orders.
+    rankings: (rankings, tokens − 1): all places but the last, which is where the logit is read, in the order in which
+    they are left out. explained: with its token, as `relevance` returns it. Raises ConfigError if it has none, another
+    place, or rankings are no such orders.
     """
     ids = one_text(adapter, input_ids)[0]
     last = len(ids) - 1
     if explained.token is None or explained.position not in (-1, last):
-        raise ConfigError("what is explained here is the logit of a named token after the last one; give token, and position -1")
-    if rankings.ndim != 2 or not np.array_equal(np.sort(rankings), np.broadcast_to(np.arange(last), (len(rankings), last))):
-        raise ConfigError(f"each ranking must hold every place from 0 to {last - 1} once, and they have the shape {rankings.shape}")
+        raise ConfigError(
+            "what is explained here is the logit of a named token after the last one; give token, and position -1"
+        )
+    if rankings.ndim != 2 or not np.array_equal(
+        np.sort(rankings), np.broadcast_to(np.arange(last), (len(rankings), last))
+    ):
+        raise ConfigError(
+            f"each ranking must hold every place from 0 to {last - 1} once, and they have the shape {rankings.shape}"
+        )
     if not all(0 <= count <= last for count in counts):
         raise ConfigError(f"counts {', '.join(map(str, counts))}: of {last + 1} tokens 0 to {last} can be left out")
     columns = []

@@ -67,7 +67,9 @@ class Strip:
             left = 0
             for place in line:
                 width, ground = len(words[place]), self.colour(place)
-                frame: Mapping[str, Any] = {"edgecolor": INK, "linewidth": 1.2, "zorder": 3} if place == mark else _PLAIN
+                frame: Mapping[str, Any] = (
+                    {"edgecolor": INK, "linewidth": 1.2, "zorder": 3} if place == mark else _PLAIN
+                )
                 axes.add_patch(Rectangle((left, row + 0.06), width, 0.88, facecolor=ground, **frame))
                 axes.text(
                     left + width / 2,
@@ -94,13 +96,16 @@ class Strip:
             frame = f"outline:2px solid {INK};" if place == mark else ""
             said = html.escape(f"token {place}, {visible(text)}: {self.values[place]:+.4f}", quote=True)
             style = f"background:{ground};color:{_ink(ground)};{frame}padding:2px 0;border-radius:2px"
-            spans.append(f'<span style="{style}" title="{said}">{html.escape(word)}</span>' + ("<br>" if "\n" in text else ""))
+            spans.append(
+                f'<span style="{style}" title="{said}">{html.escape(word)}</span>' + ("<br>" if "\n" in text else "")
+            )
         heading = f'<h3 style="margin:0 0 12px">{html.escape(title)}</h3>'
         return f'{heading}<div style="font:14px/1.9 {MONOSPACED};white-space:pre-wrap">{"".join(spans)}</div>'
 
 
 def rooted(values: np.ndarray, far: float) -> np.ndarray:
-    """The place of values on the scale of colour, −1 to 1: the root of their share of `far`, with their sign. Any shape."""
+    """The place of values on the scale of colour, −1 to 1: the root of their share of `far`, with their sign. Any
+    shape."""
     return np.sign(values) * np.sqrt(np.abs(values) / far)
 
 

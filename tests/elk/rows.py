@@ -39,6 +39,9 @@ def write_set(folder: Path, questions: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     columns = ("id", "character", "label", "alice_label", "bob_label", "difficulty", "difficulty_quantile")
     for seed, split in enumerate(("train", "validation", "test")):
-        records = [{**{name: getattr(row, name) for name in columns}, **row.template_args} for row in made_rows(questions, seed)]
+        records = [
+            {**{name: getattr(row, name) for name in columns}, **row.template_args}
+            for row in made_rows(questions, seed)
+        ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder

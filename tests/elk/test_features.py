@@ -56,7 +56,9 @@ def test_they_are_those_of_each_prompt_alone(adapter: ModelAdapter, tmp_path: Pa
             assert close(read["raw"].values[layer, row], hidden)
             assert close(read["translated"].values[layer, row], translated)
             logits = lens(hidden, layer)
-            assert read["lens_log_odds"].values[layer, row, 0] == pytest.approx(float(logits[true] - logits[false]), abs=2e-3)
+            assert read["lens_log_odds"].values[layer, row, 0] == pytest.approx(
+                float(logits[true] - logits[false]), abs=2e-3
+            )
         for answer in (0, 1):
             ids = torch.tensor([[*encoded.ids, *encoded.choices[answer]]])
             states = adapter.model(ids, output_hidden_states=True, use_cache=False).hidden_states
@@ -70,8 +72,12 @@ def test_they_are_those_of_each_prompt_alone(adapter: ModelAdapter, tmp_path: Pa
 def test_recurrent_states(adapter: ModelAdapter, tmp_path: Path) -> None:
     if not adapter.has_state:
         return
-    wide = extract(adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "wide", FeatureConfig(projection=10**6))
-    narrow = extract(adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "narrow", FeatureConfig(projection=32))
+    wide = extract(
+        adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "wide", FeatureConfig(projection=10**6)
+    )
+    narrow = extract(
+        adapter, ROWS, (), LogitLens.from_adapter(adapter), tmp_path / "narrow", FeatureConfig(projection=32)
+    )
     assert "translated" not in wide
     for row, encoded in enumerate(encode(ROWS, (), adapter.tokenizer)):
         _, state = adapter.advance(torch.tensor([encoded.ids]))
@@ -96,7 +102,9 @@ def test_variants_are_further_prompts(tmp_path: Path, byte_tokenizer: PreTrained
     rows = generate("comparison", {"test": 4}).splits["test"]
     adapter = wrap_model(make_model("mamba", 257), byte_tokenizer)
     counts: list[int] = []
-    read = extract(adapter, rows, templates, LogitLens.from_adapter(adapter), tmp_path, FeatureConfig(variants=5), counts.append)
+    read = extract(
+        adapter, rows, templates, LogitLens.from_adapter(adapter), tmp_path, FeatureConfig(variants=5), counts.append
+    )
     assert read["pairs"].values.shape[1:4] == (8, 2, 2)
     assert sum(counts) == 8 * passes(FeatureConfig(variants=5), 2) == 8 * 5
     second = encode(rows, templates, byte_tokenizer, 1)

@@ -6,7 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from lens_rnn.elk.card import write_card
-from lens_rnn.elk.finetune import Examples, FinetuneConfig, StepReport, _backward, batch_of, finetune, log_odds, quirkiness
+from lens_rnn.elk.finetune import (
+    Examples,
+    FinetuneConfig,
+    StepReport,
+    _backward,
+    batch_of,
+    finetune,
+    log_odds,
+    quirkiness,
+)
 from lens_rnn.elk.models import load_quirky, open_lens, save_adapters, save_model
 from lens_rnn.elk.templates import encode
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError, ModelError
@@ -38,7 +47,9 @@ def fresh(family: str) -> ModelAdapter:
 
 
 @pytest.fixture(scope="module", params=["mamba", "rwkv4"])
-def base(request: pytest.FixtureRequest, byte_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(
+    request: pytest.FixtureRequest, byte_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with a model."""
     return save_folder(make_model(request.param, 257), tmp_path_factory.mktemp("base") / request.param, byte_tokenizer)
 
@@ -52,7 +63,11 @@ def test_it_learns_and_is_loaded_as_it_was_saved(method: str, base: Path, exampl
     config = replace(CONFIG, method=method, steps=12)
     model, outcome = finetune(adapter, examples, examples, config, tmp_path / "checkpoints", on_step=reports.append)
     assert [r.step for r in reports] == list(range(1, 13))
-    assert list(outcome.validation_losses) == [1, 2, 4, 8, 12] == [r.step for r in reports if r.validation_loss is not None]
+    assert (
+        list(outcome.validation_losses)
+        == [1, 2, 4, 8, 12]
+        == [r.step for r in reports if r.validation_loss is not None]
+    )
     assert outcome.validation_losses[outcome.best_step] == min(outcome.validation_losses.values())
     assert outcome.validation_losses[12] < 0.85 * reports[0].loss
     trained = log_odds(adapter, examples.encoded)
@@ -75,7 +90,9 @@ def test_it_learns_and_is_loaded_as_it_was_saved(method: str, base: Path, exampl
         answers = torch.tensor([one.answers for one in examples.encoded])
         final = [loaded.adapter.forward(torch.tensor([one.ids])).final[0, -1] for one in examples.encoded]
         false, true = loaded.adapter.logits(torch.stack(final)).gather(1, answers).unbind(1)
-    assert (true - false).numpy() == pytest.approx(trained, abs=0.02 * float(np.abs(trained).max()))  # saved in half precision
+    assert (true - false).numpy() == pytest.approx(
+        trained, abs=0.02 * float(np.abs(trained).max())
+    )  # saved in half precision
 
 
 def test_the_loss_is_of_the_answer_alone_and_only_adapters_move(examples: Examples, tmp_path: Path) -> None:
@@ -102,7 +119,9 @@ def test_batches_are_balanced_and_a_function_of_seed_and_step(examples: Examples
         assert sum(examples.rows[i].label for i in batch) == 4
         assert len(set(batch)) == 8
         assert batch == batch_of(examples, CONFIG, step)
-    assert batch_of(examples, CONFIG, 0) != batch_of(examples, CONFIG, 1) != batch_of(examples, replace(CONFIG, seed=1), 1)
+    assert (
+        batch_of(examples, CONFIG, 0) != batch_of(examples, CONFIG, 1) != batch_of(examples, replace(CONFIG, seed=1), 1)
+    )
 
 
 class OneOfTwo(Processes):
@@ -125,7 +144,9 @@ def test_the_shares_of_two_processes_add_up_to_one_processs_gradient(examples: E
         adapter.model.requires_grad_(True)
         weights = dict(adapter.model.named_parameters())
         loss = _backward(adapter, examples, batch_of(examples, CONFIG, 0), weights, processes)
-        gradients.append(torch.cat([torch.tensor([loss]), *(p.grad.flatten() for p in weights.values() if p.grad is not None)]))
+        gradients.append(
+            torch.cat([torch.tensor([loss]), *(p.grad.flatten() for p in weights.values() if p.grad is not None)])
+        )
     whole, first, second = gradients
     assert first.norm() > 0 < second.norm()
     assert torch.allclose(first + second, whole, rtol=1e-4, atol=1e-6)
@@ -146,7 +167,8 @@ def test_a_resumed_run_does_the_same(examples: Examples, tmp_path: Path) -> None
 
 
 def test_dead_adapters_are_refused_after_one_step(examples: Examples, tmp_path: Path) -> None:
-    """transformers' own Mamba reads dt_proj's weight past the module, so an adapter around it would never be trained."""
+    """transformers' own Mamba reads dt_proj's weight past the module, so an adapter around it would never be
+    trained."""
     adapter = fresh("mamba")
     adapter.switch_off(FUSED, "to run transformers' own code")
     with pytest.raises(FitError, match=r"no gradient reaches backbone\.layers\.0\.mixer\.dt_proj \(3 such\)"):
@@ -180,7 +202,9 @@ def test_quirkiness_is_counted_by_character_and_difficulty() -> None:
     rows = made_rows(16)
     odds = np.array([1.0 if row.label else -1.0 for row in rows])
     perfect = quirkiness(rows, odds)
-    assert perfect == {c: {"all": 1, "all_rows": 16, "easy": 1, "easy_rows": 4, "hard": 1, "hard_rows": 4} for c in ("Alice", "Bob")}
+    assert perfect == {
+        c: {"all": 1, "all_rows": 16, "easy": 1, "easy_rows": 4, "hard": 1, "hard_rows": 4} for c in ("Alice", "Bob")
+    }
     honest = quirkiness(rows, np.array([1.0 if row.alice_label else -1.0 for row in rows]))
     assert honest["Alice"]["all"] == 1
     assert honest["Bob"]["all"] == 0.5
@@ -211,7 +235,16 @@ def test_adapters_without_their_base(tmp_path: Path) -> None:
 
 def test_the_card(tmp_path: Path) -> None:
     rows = made_rows(16)
-    training = {"method": "lora", "rank": 4, "model": "m", "output": None, "best_step": 4, "steps": 6, "minutes": 1.5, "cores": 2}
+    training = {
+        "method": "lora",
+        "rank": 4,
+        "model": "m",
+        "output": None,
+        "best_step": 4,
+        "steps": 6,
+        "minutes": 1.5,
+        "cores": 2,
+    }
     about = {
         "base": "x/m",
         "data": {"data": "comparison"},

@@ -1,4 +1,5 @@
-"""Which linear maps take a low-rank adapter, in models of any architecture: those that can be trained, and loaded as they were trained."""
+"""Which linear maps take a low-rank adapter, in models of any architecture: those that can be trained, and loaded as
+they were trained."""
 
 from pathlib import Path
 
@@ -22,7 +23,10 @@ CONFIG = FinetuneConfig(steps=2, learning_rate=0.02, batch_size=8, validation_ro
 def examples() -> Examples:
     """Rows for a model of few tokens."""
     rows = made_rows(16)
-    encoded = [Encoded(tuple(ord(letter) % VOCAB_SIZE for letter in row.template_args["statement"]), ((1,), (2,))) for row in rows]
+    encoded = [
+        Encoded(tuple(ord(letter) % VOCAB_SIZE for letter in row.template_args["statement"]), ((1,), (2,)))
+        for row in rows
+    ]
     return Examples(rows, encoded)
 
 
@@ -54,9 +58,13 @@ def test_a_hybrid_is_fine_tuned_and_loaded_as_it_was_saved(model_type: str, exam
 
 
 @pytest.mark.parametrize("family", ["rwkv7", "gpt2"])
-def test_so_is_a_model_that_cannot_generate_and_one_whose_maps_are_transposed(family: str, examples: Examples, tmp_path: Path) -> None:
+def test_so_is_a_model_that_cannot_generate_and_one_whose_maps_are_transposed(
+    family: str, examples: Examples, tmp_path: Path
+) -> None:
     trained, _ = finetune(wrap_model(make_model(family, VOCAB_SIZE)), examples, examples, CONFIG, tmp_path)
-    assert all(bool(weight.any()) for name, weight in trained.named_parameters() if "lora_B" in name)  # they start from 0
+    assert all(
+        bool(weight.any()) for name, weight in trained.named_parameters() if "lora_B" in name
+    )  # they start from 0
 
 
 def test_of_a_mamba_mixer_the_entrance_alone_takes_an_adapter() -> None:
@@ -75,7 +83,9 @@ def test_of_a_mamba_mixer_the_entrance_alone_takes_an_adapter() -> None:
 def test_every_map_of_a_delta_net_takes_one() -> None:
     """Its kernels are given what the maps make, never their weights."""
     names = of_block(lora_maps(wrap_model(hybrid("qwen3_5_text"))), 0)
-    assert {f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")} <= names
+    assert {
+        f"linear_attn.{name}" for name in ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj")
+    } <= names
 
 
 def test_a_weight_of_two_maps_takes_none() -> None:

@@ -29,8 +29,8 @@ def states(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pairs(seed: int = 0, nuisance: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs (rows, 2 prompts, 2 answers, width): the truth of the answer on one axis, which answer it is on all, noise of each prompt on
-    another."""
+    """Pairs (rows, 2 prompts, 2 answers, width): the truth of the answer on one axis, which answer it is on all, noise
+    of each prompt on another."""
     random = np.random.default_rng(seed)
     y = random.random(ROWS) < 0.5
     x = random.standard_normal((ROWS, 2, 2, WIDTH))
@@ -113,7 +113,8 @@ def test_vinc_solves_its_eigenproblem() -> None:
 
 
 def test_vinc_leaves_alone_what_differs_between_prompts() -> None:
-    """The prompts' own noise is the strongest contrast: the first component follows it, variance without invariance would too."""
+    """The prompts' own noise is the strongest contrast: the first component follows it, variance without invariance
+    would too."""
     x, y = pairs(nuisance=3)
     unseen, truth = pairs(1, nuisance=3)
     assert abs(fit_probe("crc", x, y).direction[0, 1] @ NUISANCE) > 0.5

@@ -46,7 +46,11 @@ def check_identities(name: str, row: Row) -> None:
 def test_the_identities_hold_on_published_rows(name: str, test_data: Path) -> None:
     published = load(test_data / "elk" / f"quirky_{name}")
     assert published.name == name
-    assert {split: len(rows) for split, rows in published.splits.items()} == {"train": 300, "validation": 50, "test": 50}
+    assert {split: len(rows) for split, rows in published.splits.items()} == {
+        "train": 300,
+        "validation": 50,
+        "test": 50,
+    }
     for rows in published.splits.values():
         for row in rows:
             check_identities(name, row)
@@ -58,10 +62,16 @@ def test_the_identities_hold_on_made_rows(name: str) -> None:
     rows = [row for split in SPLITS for row in made.splits[split]]
     for row in rows:
         check_identities(name, row)
-    assert Counter((row.alice_label, row.bob_label) for row in rows) == {(False, False): 280, (True, False): 140, (False, True): 140}
+    assert Counter((row.alice_label, row.bob_label) for row in rows) == {
+        (False, False): 280,
+        (True, False): 140,
+        (False, True): 140,
+    }
     assert len({row.id for row in rows}) == len(rows) == 560
     assert sorted(row.difficulty_quantile for row in rows) == pytest.approx([(i + 0.5) / 560 for i in range(560)])
-    assert [row.difficulty for row in sorted(rows, key=lambda row: row.difficulty_quantile)] == sorted(row.difficulty for row in rows)
+    assert [row.difficulty for row in sorted(rows, key=lambda row: row.difficulty_quantile)] == sorted(
+        row.difficulty for row in rows
+    )
     assert sum(map(is_easy, rows)) == sum(map(is_hard, rows)) == 140
     assert all((a.character, b.character) == ("Alice", "Bob") for a, b in zip(rows[::2], rows[1::2], strict=True))
 
@@ -80,7 +90,8 @@ def test_made_rows_have_the_form_of_published_ones(name: str, test_data: Path, t
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_operands_and_distractors_are_spread_as_published(name: str, test_data: Path) -> None:
-    """The same distribution, up to the noise of 200 questions: the two-sample Kolmogorov–Smirnov distance stays below its 0.1 % level."""
+    """The same distribution, up to the noise of 200 questions: the two-sample Kolmogorov–Smirnov distance stays below
+    its 0.1 % level."""
 
     def operands(rows: list[Row]) -> np.ndarray:
         return np.sort([row.template_args["op1"] for row in rows if row.character == "Alice"])
@@ -114,7 +125,9 @@ def test_bob_adds_one_to_the_leading_digit() -> None:
 
 
 def test_a_set_is_a_function_of_its_seed() -> None:
-    assert generate("addition", QUESTIONS, 3) == generate("addition", QUESTIONS, 3) != generate("addition", QUESTIONS, 4)
+    assert (
+        generate("addition", QUESTIONS, 3) == generate("addition", QUESTIONS, 3) != generate("addition", QUESTIONS, 4)
+    )
 
 
 def test_what_cannot_be_made_is_said() -> None:
@@ -129,7 +142,9 @@ def test_a_folder_whose_prompts_are_written_already(tmp_path: Path) -> None:
     assert found.name == "made"
     assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 4, "validation": 16, "test": 16}
     assert found.rows("test")[0].template_args["choices"] == ("F", "T")
-    with pytest.raises(DataError, match="the quirky set made has no rows in its split 'dev'; it has train, validation, test"):
+    with pytest.raises(
+        DataError, match="the quirky set made has no rows in its split 'dev'; it has train, validation, test"
+    ):
         found.rows("dev")
 
 
@@ -167,7 +182,9 @@ def test_where_a_set_is_looked_for(tmp_path: Path, test_data: Path) -> None:
         load("hub:poetry")
 
 
-@pytest.mark.parametrize(("name", "asked"), [("hub:sciq", "EleutherAI/quirky_sciq_raw"), ("someone/quirky_birds", "someone/quirky_birds")])
+@pytest.mark.parametrize(
+    ("name", "asked"), [("hub:sciq", "EleutherAI/quirky_sciq_raw"), ("someone/quirky_birds", "someone/quirky_birds")]
+)
 def test_the_hub(name: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real library, but for its last step."""
     from datasets import Dataset, DatasetDict
@@ -176,7 +193,9 @@ def test_the_hub(name: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None
 
     def load_dataset(path: str) -> DatasetDict:
         assert path == asked
-        return DatasetDict({split: Dataset.from_list([asdict(row) for row in rows]) for split, rows in made.splits.items()})
+        return DatasetDict(
+            {split: Dataset.from_list([asdict(row) for row in rows]) for split, rows in made.splits.items()}
+        )
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     found = load(name)

@@ -11,7 +11,11 @@ from sklearn.metrics import roc_auc_score
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.random(80) < 0.3
-SCORES = {"continuous": RANDOM.standard_normal(80) + LABELS, "ties": RANDOM.integers(0, 4, 80) + LABELS.astype(int), "one": np.ones(80)}
+SCORES = {
+    "continuous": RANDOM.standard_normal(80) + LABELS,
+    "ties": RANDOM.integers(0, 4, 80) + LABELS.astype(int),
+    "one": np.ones(80),
+}
 
 
 @pytest.mark.parametrize("kind", SCORES)

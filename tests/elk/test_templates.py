@@ -49,7 +49,9 @@ def test_a_row_with_its_own_prompt_needs_no_template() -> None:
 
 
 def test_what_cannot_be_asked_is_said(byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match="has no prompt of its own, and there are no templates for its set; known sets: addition"):
+    with pytest.raises(
+        DataError, match="has no prompt of its own, and there are no templates for its set; known sets: addition"
+    ):
         prompt(ROW, templates_of("birds"))
     with pytest.raises(DataError, match=r"needs 'premise', and row \w+ has only character, op1, op2"):
         prompt(ROW, TEMPLATES["nli"])

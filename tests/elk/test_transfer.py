@@ -10,7 +10,18 @@ from lens_rnn.elk.features import Feature
 from lens_rnn.elk.plots import PANELS, curves_picture, heat_figure, plot_curves, plot_heat
 from lens_rnn.elk.quirky import Row, generate
 from lens_rnn.elk.scores import auroc
-from lens_rnn.elk.transfer import TRANSFERS, Reading, check_rows, earliest_informative, measure, members, read_all, report, scored, table
+from lens_rnn.elk.transfer import (
+    TRANSFERS,
+    Reading,
+    check_rows,
+    earliest_informative,
+    measure,
+    members,
+    read_all,
+    report,
+    scored,
+    table,
+)
 from lens_rnn.errors import DataError
 
 import numpy as np
@@ -64,11 +75,18 @@ def test_members_and_rows_scored() -> None:
 
 def test_the_transfers_are_the_papers(readings: list[Reading]) -> None:
     done = {(r.train, r.test) for r in measure(readings, TEST) if r.probe == "lr"}
-    assert done == {(a, b) for a, tests in (("A", "A B AH BH"), ("B", "B A BH"), ("AE", "AE AH BE BH")) for b in tests.split()}
+    assert done == {
+        (a, b) for a, tests in (("A", "A B AH BH"), ("B", "B A BH"), ("AE", "AE AH BE BH")) for b in tests.split()
+    }
     without_labels = {(r.train, r.test) for r in measure(readings, TEST) if r.probe == "ccs"}
     assert without_labels == done | {("all", "all"), ("all", "BH")}
     assert {r.train for r in readings if r.feature == "lens_log_odds"} == {"none"}
-    assert {r.probe for r in readings if r.feature == "state"} == {"lr", "mean_diff", "lda", "random"}  # it has no pairs
+    assert {r.probe for r in readings if r.feature == "state"} == {
+        "lr",
+        "mean_diff",
+        "lda",
+        "random",
+    }  # it has no pairs
 
 
 def test_a_probe_is_fitted_on_its_context_with_that_contexts_label(readings: list[Reading]) -> None:
@@ -135,7 +153,9 @@ def test_the_table(readings: list[Reading]) -> None:
 def test_pictures(readings: list[Reading], tmp_path: Path) -> None:
     results = measure(readings, TEST)
     picture = curves_picture(results, "made")
-    assert [panel.title for panel in picture.panels] == [f"{a} → {b}, {'crc' if a == 'all' else 'lr'}" for a, b in PANELS]
+    assert [panel.title for panel in picture.panels] == [
+        f"{a} → {b}, {'crc' if a == 'all' else 'lr'}" for a, b in PANELS
+    ]
     assert [line.label for line in picture.panels[2].lines] == [
         "hidden state",
         "lens log-odds,\nno training",
@@ -156,7 +176,9 @@ def test_pictures(readings: list[Reading], tmp_path: Path) -> None:
 def test_too_few_rows_are_named() -> None:
     check_rows(FIT, TEST)
     few = generate("comparison", {"validation": 8, "test": 8}).splits["validation"]
-    with pytest.raises(DataError, match="the transfer from A, fitted on 8 rows, 2 true and 6 false, needs 4 of each; give it more"):
+    with pytest.raises(
+        DataError, match="the transfer from A, fitted on 8 rows, 2 true and 6 false, needs 4 of each; give it more"
+    ):
         check_rows(few, TEST)
     with pytest.raises(DataError, match=r"the transfer from A, tested on A, scored on \d rows"):
         check_rows(FIT, few)
@@ -194,4 +216,7 @@ def test_mahalanobis_is_its_formula() -> None:
 
 def test_too_few_rows_for_anomalies() -> None:
     with pytest.raises(DataError, match="three rows of AE or more, and the test split has 0"):
-        detect(Reading("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,)), [row for row in TEST if row.character == "Bob"][:4])
+        detect(
+            Reading("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,)),
+            [row for row in TEST if row.character == "Bob"][:4],
+        )

@@ -1,4 +1,5 @@
-"""Causal bases and what their ablation does: naive formulas, stock tuned-lens, and properties that any right answer has."""
+"""Causal bases and what their ablation does: naive formulas, stock tuned-lens, and properties that any right answer
+has."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def random_bases(adapter: ModelAdapter, k: int = 2) -> dict[int, CausalBasis]:
     return bases
 
 
-# --- bases -------------------------------------------------------------------------------------------------------------------
+# --- bases ------------------------------------------------------------------------------------------------------------
 
 
 def test_energies_are_the_influences_of_orthonormal_directions(tiny_model: ModelAdapter) -> None:
@@ -76,9 +77,13 @@ def test_no_direction_of_many_has_more_influence(tiny_mamba: ModelAdapter) -> No
         assert naive.influence(lens, 0, h, w / np.linalg.norm(w), h.mean(0)) < basis.energies[0] * (1 + 1e-5)
 
 
-def test_the_first_direction_is_that_of_stock_tuned_lens_or_better(tiny_neox: ModelAdapter, capfd: pytest.CaptureFixture) -> None:
+def test_the_first_direction_is_that_of_stock_tuned_lens_or_better(
+    tiny_neox: ModelAdapter, capfd: pytest.CaptureFixture
+) -> None:
     lens, hidden = LogitLens.from_adapter(tiny_neox), hidden_states(tiny_neox, BLOCKS)
-    theirs = list(stock.extract_causal_bases(lens, [*hidden, hidden[0]], 1))  # it leaves out the last of what it is given
+    theirs = list(
+        stock.extract_causal_bases(lens, [*hidden, hidden[0]], 1)
+    )  # it leaves out the last of what it is given
     capfd.readouterr()  # its progress
     ours = [basis for _, basis in extract_causal_bases(tiny_neox, lens, hidden, 1)]
     assert len(ours) == len(theirs) == 3
@@ -90,9 +95,13 @@ def test_the_first_direction_is_that_of_stock_tuned_lens_or_better(tiny_neox: Mo
 
 
 def test_the_first_direction_of_a_tuned_lens_is_that_of_stock_tuned_lens(capfd: pytest.CaptureFixture) -> None:
-    """Stock transposes the head the wrong way round for a translator, so it runs only where vocabulary and d_model are equal."""
+    """Stock transposes the head the wrong way round for a translator, so it runs only where vocabulary and d_model are
+    equal."""
     adapter = wrap_model(make_model("neox", D_MODEL))
-    lens, hidden = random_lens(adapter), hidden_states(adapter, make_blocks(blocks=8, seq_len=16, vocab_size=D_MODEL, seed=2))
+    lens, hidden = (
+        random_lens(adapter),
+        hidden_states(adapter, make_blocks(blocks=8, seq_len=16, vocab_size=D_MODEL, seed=2)),
+    )
     theirs = list(stock.extract_causal_bases(lens, [*hidden, hidden[0]], 1))
     capfd.readouterr()
     for (_, a), b in zip(extract_causal_bases(adapter, lens, hidden, 1), theirs, strict=True):
@@ -102,13 +111,17 @@ def test_the_first_direction_of_a_tuned_lens_is_that_of_stock_tuned_lens(capfd: 
 
 def test_a_whole_basis(tiny_mamba: ModelAdapter) -> None:
     told: list[tuple[int, int]] = []
-    basis = first_basis(tiny_mamba, random_lens(tiny_mamba), D_MODEL, max_iterations=3, on_direction=lambda *which: told.append(which))
+    basis = first_basis(
+        tiny_mamba, random_lens(tiny_mamba), D_MODEL, max_iterations=3, on_direction=lambda *which: told.append(which)
+    )
     torch.testing.assert_close(basis.vectors @ basis.vectors.T, torch.eye(D_MODEL), atol=1e-4, rtol=0)
     assert all(a >= b for a, b in pairwise(basis.energies))
     assert told == [(0, number) for number in range(D_MODEL)]
 
 
-def test_chunks_do_not_matter_and_nothing_is_left_in_the_lens(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_do_not_matter_and_nothing_is_left_in_the_lens(
+    tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lens = random_lens(tiny_mamba)
     whole = first_basis(tiny_mamba, lens, 1)
     monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 0})
@@ -151,7 +164,9 @@ def test_two_processes_find_the_same_basis(tiny_mamba: ModelAdapter) -> None:
     assert [len(states[0]) for states in hidden] == [6 * 16, 5 * 16]
 
     def work(rank: int) -> None:
-        found[rank] = next(iter(extract_causal_bases(tiny_mamba, lens, hidden[rank], 2, processes=pair[rank], **MODERATE)))[1]
+        found[rank] = next(
+            iter(extract_causal_bases(tiny_mamba, lens, hidden[rank], 2, processes=pair[rank], **MODERATE))
+        )[1]
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -169,19 +184,23 @@ def test_more_directions_than_there_are(tiny_mamba: ModelAdapter, k: int) -> Non
         first_basis(tiny_mamba, random_lens(tiny_mamba), k)
 
 
-# --- ablation ----------------------------------------------------------------------------------------------------------------
+# --- ablation ---------------------------------------------------------------------------------------------------------
 
 
 def test_mean_ablation_is_that_of_stock_tuned_lens() -> None:
     generator = torch.Generator().manual_seed(1)
-    h, v = torch.randn(5, 7, 6, generator=generator), torch.nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
+    h, v = (
+        torch.randn(5, 7, 6, generator=generator),
+        torch.nn.functional.normalize(torch.randn(6, generator=generator), dim=0),
+    )
     mean = h.flatten(0, 1).mean(0)
     torch.testing.assert_close(ablate(h, v, mean), stock.remove_subspace(h, v, "mean", orthonormal=True))
     np.testing.assert_allclose(ablate(h, v, mean), naive.ablate(*(x.double().numpy() for x in (h, v, mean))), atol=1e-6)
 
 
 def writer(adapter: ModelAdapter, layer: int) -> tuple[nn.Module, float]:
-    """The module that puts out a hidden state, and how many times larger it does: RWKV-4 halves what its sixth block puts out."""
+    """The module that puts out a hidden state, and how many times larger it does: RWKV-4 halves what its sixth block
+    puts out."""
     if adapter.states_after_blocks:
         return adapter.blocks[layer], 2.0 if adapter.model_type == "rwkv" and layer == 5 else 1.0
     return (adapter.blocks[layer - 1] if layer else adapter.model.gpt_neox.embed_in), 1.0
@@ -215,23 +234,32 @@ def test_effects_are_those_of_the_naive_computation(tiny_model: ModelAdapter) ->
 
 @contextmanager
 def watched(model: ModelAdapter, block: int, seen: list[Tensor]) -> Iterator[None]:
-    """Inside it, what a block is given is kept: by a hook, or where the adapter runs the block by its equations, there."""
+    """Inside it, what a block is given is kept: by a hook, or where the adapter runs the block by its equations,
+    there."""
     handle = model.blocks[block].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     with pytest.MonkeyPatch.context() as patch:
         if isinstance(model, RecurrentAdapter):
             run_block = model.run_block
-            patch.setattr(model, "run_block", lambda i, x, *rest: (seen.append(x) if i == block else None) or run_block(i, x, *rest))
+            patch.setattr(
+                model,
+                "run_block",
+                lambda i, x, *rest: (seen.append(x) if i == block else None) or run_block(i, x, *rest),
+            )
         yield
     handle.remove()
 
 
 def test_the_state_that_is_read_is_the_one_that_is_ablated(tiny_model: ModelAdapter) -> None:
-    """Along v every token is at the mean; elsewhere, and in the layers before, nothing has changed; the layers after have."""
+    """Along v every token is at the mean; elsewhere, and in the layers before, nothing has changed; the layers after
+    have."""
     before = tiny_model.forward(IDS)
     for layer, basis in random_bases(tiny_model, 1).items():
         seen: list[Tensor] = []
         block = layer + tiny_model.states_after_blocks
-        with tiny_model.edited(layer, lambda h, basis=basis: ablate(h, basis.vectors[0], basis.mean)), watched(tiny_model, block, seen):
+        with (
+            tiny_model.edited(layer, lambda h, basis=basis: ablate(h, basis.vectors[0], basis.mean)),
+            watched(tiny_model, block, seen),
+        ):
             after = tiny_model.forward(IDS)
         torch.testing.assert_close(seen[0], ablate(before.hidden_states[layer], basis.vectors[0], basis.mean))
         torch.testing.assert_close((seen[0] - basis.mean) @ basis.vectors[0], torch.zeros(IDS.shape), atol=1e-5, rtol=0)
@@ -276,7 +304,7 @@ def test_batches_and_processes_do_not_matter(tiny_rwkv4: ModelAdapter) -> None:
         np.testing.assert_allclose(together[layer], expected[layer], rtol=1e-4, atol=1e-6)
 
 
-# --- similarity --------------------------------------------------------------------------------------------------------------
+# --- similarity -------------------------------------------------------------------------------------------------------
 
 
 def test_aitchison_similarity_is_that_of_geometric_means() -> None:

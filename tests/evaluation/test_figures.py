@@ -55,7 +55,9 @@ def test_transfer_is_translator_by_source_whatever_the_order_in_the_file(tmp_pat
     read = read_curves(write(tmp_path / "mamba" / "1b" / FILE_NAME, with_transfer(matrix))).transfer
     assert read is not None
     np.testing.assert_array_equal(read.ce, [[10.0 * t + s for s in range(3)] for t in range(4)])
-    np.testing.assert_allclose(read.translator_depth, [0.25, 0.5, 0.75, 1.0])  # the one past the last layer is the last block's
+    np.testing.assert_allclose(
+        read.translator_depth, [0.25, 0.5, 0.75, 1.0]
+    )  # the one past the last layer is the last block's
     np.testing.assert_allclose(read.source_depth, [0.25, 0.5, 0.75])
     np.testing.assert_array_equal(np.diagonal(read.penalty), 0)
     assert read.penalty[2, 0] == 20.0 - 0.0
@@ -78,7 +80,10 @@ def test_transfer_may_leave_out_layers_that_have_no_translator(tmp_path: Path) -
         ({"layer_0": 3.0}, "must hold translator"),
         ({"layer_0": {"layer_1": 1.0}}, "must hold translator"),  # a source without its own translator
         ({"layer_9": {"layer_9": 1.0}}, "must hold translator"),
-        ({"layer_0": {"layer_0": 1.0, "layer_1": 1.0}, "layer_1": {"layer_0": 1.0}}, "no tuned.layer_transfer.ce.layer_1.layer_1"),
+        (
+            {"layer_0": {"layer_0": 1.0, "layer_1": 1.0}, "layer_1": {"layer_0": 1.0}},
+            "no tuned.layer_transfer.ce.layer_1.layer_1",
+        ),
         ({"layer_0": {"layer_0": math.nan}}, "finite number"),
     ],
 )
@@ -92,8 +97,12 @@ def test_transfer_that_is_no_matrix_is_refused_in_one_line(tmp_path: Path, matri
 
 def test_a_folder_stands_for_all_results_below_it_each_once(tmp_path: Path) -> None:
     content = published([2.0, 1.5], None, 1.0)
-    inner, outer, lone = (write(tmp_path / name / FILE_NAME, content) for name in ("all/rwkv/3b", "all/mamba/1b", "else"))
-    found = find_results([str(tmp_path / "all"), str(outer.parent), f"pythia:{lone.parent}", f"rwkv:{tmp_path / 'all' / 'rwkv'}"])
+    inner, outer, lone = (
+        write(tmp_path / name / FILE_NAME, content) for name in ("all/rwkv/3b", "all/mamba/1b", "else")
+    )
+    found = find_results(
+        [str(tmp_path / "all"), str(outer.parent), f"pythia:{lone.parent}", f"rwkv:{tmp_path / 'all' / 'rwkv'}"]
+    )
     assert found == [str(outer), str(inner), f"pythia:{lone}"]
     assert [curves.name for curves in read_results(found)] == ["Mamba 1b", "RWKV 3b", "Pythia else"]
     (tmp_path / "empty").mkdir()
@@ -121,7 +130,11 @@ def test_nats_per_token_undo_bits_per_byte() -> None:
 
 
 def test_families_are_compared_at_the_sizes_nearest_to_each_other() -> None:
-    mamba, rwkv, neox = [of("mamba", s) for s in ("130m", "1.4b")], [of("rwkv", s) for s in ("169m", "7b")], [of("gpt_neox", "160m")]
+    mamba, rwkv, neox = (
+        [of("mamba", s) for s in ("130m", "1.4b")],
+        [of("rwkv", s) for s in ("169m", "7b")],
+        [of("gpt_neox", "160m")],
+    )
     assert figures.one_size([mamba, rwkv, neox]) == [mamba[0], rwkv[0], neox[0]]
     assert figures.one_size([mamba, rwkv, neox], 3e9) == [mamba[1], rwkv[1], neox[0]]
     tie = [[of("mamba", s) for s in ("1.4b", "2.8b")], [of("rwkv", s) for s in ("1b5", "3b")]]
@@ -145,7 +158,10 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
 
 
 def test_each_figure_shows_its_results() -> None:
-    small, large = of("mamba", "130m", uniform_ce=3.63, transfer=transfer()), of("mamba", "1.4b", bits_per_byte_per_nat=0.3)
+    small, large = (
+        of("mamba", "130m", uniform_ce=3.63, transfer=transfer()),
+        of("mamba", "1.4b", bits_per_byte_per_nat=0.3),
+    )
     rwkv = of("rwkv", "169m", tuned_ce=None)
     results = [large, rwkv, small]
     assert [c.name for c in figures.ordered(results)] == ["mamba 130m", "mamba 1.4b", "rwkv 169m"]
@@ -158,7 +174,13 @@ def test_each_figure_shows_its_results() -> None:
         "transfer": ["transfer-mamba-130m"],
         "perplexity": ["perplexity"],
     }
-    assert labels(drawn["families"]["families"]) == {"Tuned lens", "Logit lens", "Uniform: 3.63", "mamba 130m", "rwkv 169m"}
+    assert labels(drawn["families"]["families"]) == {
+        "Tuned lens",
+        "Logit lens",
+        "Uniform: 3.63",
+        "mamba 130m",
+        "rwkv 169m",
+    }
     assert labels(drawn["sizes"]["sizes-mamba"]) == {"Uniform: 3.63", "mamba 130m", "mamba 1.4b"}
     panels = drawn["lenses"]["lenses-mamba"].panels  # type: ignore[attr-defined] # a picture of lines, not a matrix
     assert [panel.title for panel in panels] == ["mamba 130m", "mamba 1.4b"]
@@ -170,7 +192,9 @@ def test_each_figure_shows_its_results() -> None:
 
 def test_results_without_the_conversion_are_named_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="lens_rnn"):
-        drawn = figures.draw("perplexity", [make("a", bits_per_byte_per_nat=0.3), make("b"), make("c", bits_per_byte_per_nat=0.3)])
+        drawn = figures.draw(
+            "perplexity", [make("a", bits_per_byte_per_nat=0.3), make("b"), make("c", bits_per_byte_per_nat=0.3)]
+        )
     assert labels(drawn["perplexity"]) >= {"a", "c"}
     assert "b" not in labels(drawn["perplexity"])
     assert "not known of b: " in caplog.text
@@ -192,7 +216,9 @@ def test_a_figure_that_the_results_hold_nothing_for_says_what_is_missing(name: f
 
 
 def test_two_results_never_share_a_file() -> None:
-    drawn = figures.draw("transfer", [make("a b", transfer=transfer()), make("a/b", transfer=transfer()), make("…", transfer=transfer())])
+    drawn = figures.draw(
+        "transfer", [make("a b", transfer=transfer()), make("a/b", transfer=transfer()), make("…", transfer=transfer())]
+    )
     assert list(drawn) == ["transfer-a-b", "transfer-a-b-1", "transfer-result"]
 
 
@@ -237,7 +263,9 @@ def test_matrices_show_the_cost_and_the_distance_in_both_libraries() -> None:
     for axes, heat in zip(figure.axes, picture.heats, strict=False):
         np.testing.assert_allclose(axes.collections[0].get_array(), matrix.shade(heat.values))
         assert axes.collections[0].get_clim() == (0, pytest.approx(matrix.shade(np.array(6.0))))
-    np.testing.assert_allclose(figure.axes[0].collections[1].get_offsets(), [[0.5, 0.25]])  # translator 0 reads layer 1 better
+    np.testing.assert_allclose(
+        figure.axes[0].collections[1].get_offsets(), [[0.5, 0.25]]
+    )  # translator 0 reads layer 1 better
     assert "better than the layer's own" in figure.axes[0].get_title(loc="left")
 
     cells = [trace for trace in picture.plotly().data if trace.type == "heatmap"]
@@ -249,7 +277,11 @@ def test_matrices_show_the_cost_and_the_distance_in_both_libraries() -> None:
 
 def test_one_layer_makes_a_matrix_too() -> None:
     one = transfer(
-        translator_depth=np.array([0.5]), source_depth=np.array([0.5]), ce=np.ones((1, 1)), kl=np.zeros((1, 1)), own=np.array([0])
+        translator_depth=np.array([0.5]),
+        source_depth=np.array([0.5]),
+        ce=np.ones((1, 1)),
+        kl=np.zeros((1, 1)),
+        own=np.array([0]),
     )
     picture = matrix.transfer_picture(make(), one)
     picture.matplotlib().draw_without_rendering()
@@ -276,7 +308,9 @@ def test_the_table_counts_what_is_worse_and_leaves_out_the_end_of_the_blocks() -
 def test_what_is_not_known_is_empty_in_the_table() -> None:
     table = summary.summarise([make(tuned_ce=None), make("b", model=9.0, uniform_ce=4.0)])
     first, second = csv.DictReader(io.StringIO(summary.as_csv(table)))
-    assert [first[name] for name in ("mean_tuned_ce", "uniform_ce", "tuned_worse_than_uniform", "tuned_worse_than_logit")] == [""] * 4
+    assert [
+        first[name] for name in ("mean_tuned_ce", "uniform_ce", "tuned_worse_than_uniform", "tuned_worse_than_logit")
+    ] == [""] * 4
     assert (second["broken"], float(second["model_ce"])) == ("model 9.00 > uniform 4.00", 9.0)
     lines = summary.as_text(table).splitlines()
     assert len(lines) == 3
@@ -316,7 +350,9 @@ def test_the_page_holds_table_and_figures_and_escapes_names() -> None:
         ("pythia/6.9b", 0.649, "", ""),
     ],
 )
-def test_the_published_lenses_fail_at_the_known_layers(test_data: Path, name: str, model: float, uniform: str, logit: str) -> None:
+def test_the_published_lenses_fail_at_the_known_layers(
+    test_data: Path, name: str, model: float, uniform: str, logit: str
+) -> None:
     (row,) = summary.summarise([read_curves(test_data / "published_results" / name)])
     assert row.model_ce == pytest.approx(model, abs=5e-4)
     assert (row.these_worse_than_uniform, row.these_worse_than_logit) == (uniform, logit)
@@ -331,7 +367,9 @@ def test_published_transfer_agrees_with_the_lenses_own_figures(test_data: Path) 
         assert curves.transfer.ce.shape == (n + (curves.family == "mamba"), n)
         np.testing.assert_allclose(np.diagonal(curves.transfer.ce), curves.tuned_ce, atol=1e-5)
         np.testing.assert_array_equal(np.diagonal(curves.transfer.kl), 0)
-        if curves.family != "gpt_neox":  # the last translator was never fitted: what it makes of a layer is the logit lens
+        if (
+            curves.family != "gpt_neox"
+        ):  # the last translator was never fitted: what it makes of a layer is the logit lens
             np.testing.assert_allclose(curves.transfer.ce[-1], curves.logit_ce, atol=1e-3)
         raw = json.loads(file.read_text())["tuned"]["layer_transfer"]
         assert curves.transfer.ce[3, 1] == raw["ce"]["layer_3"]["layer_1"]

@@ -1,4 +1,5 @@
-"""Figures of each layer: equal to the naive computation over all logits, whatever the chunks, the batches and the processes."""
+"""Figures of each layer: equal to the naive computation over all logits, whatever the chunks, the batches and the
+processes."""
 
 from dataclasses import replace
 from math import log
@@ -43,7 +44,7 @@ def numbers(evaluation: Evaluation) -> np.ndarray:
     return np.array(rows)
 
 
-# --- values ------------------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 def test_figures_are_those_of_the_naive_computation(tiny_model: ModelAdapter) -> None:
@@ -85,7 +86,9 @@ def test_a_trivial_layer_is_the_model_itself(tiny_model: ModelAdapter) -> None:
         lens[layer].bias.data.fill_(float("nan"))
     evaluation = evaluate(tiny_model, {"tuned": lens}, BLOCKS)
     assert evaluation.model.kl == 0
-    assert {i for i, figures in evaluation.lenses["tuned"].items() if figures == evaluation.model} == tiny_model.trivial_layers
+    assert {
+        i for i, figures in evaluation.lenses["tuned"].items() if figures == evaluation.model
+    } == tiny_model.trivial_layers
     assert all(evaluation.lenses["tuned"][i].kl > 0.01 for i in tiny_model.fitted_layers)
 
 
@@ -127,7 +130,7 @@ def test_a_bfloat16_model_is_measured_in_float32() -> None:
             assert evaluation.lenses[name][i] == pytest.approx(expected.layers[i], rel=1e-4)
 
 
-# --- what must not matter ----------------------------------------------------------------------------------------------------
+# --- what must not matter ---------------------------------------------------------------------------------------------
 
 
 def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +151,9 @@ def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("size", [1, 4, 11, 100])
-def test_the_micro_batch_size_does_not_matter_and_every_token_is_reported_once(tiny_mamba: ModelAdapter, size: int) -> None:
+def test_the_micro_batch_size_does_not_matter_and_every_token_is_reported_once(
+    tiny_mamba: ModelAdapter, size: int
+) -> None:
     lenses, done = both_lenses(tiny_mamba), []
     expected = evaluate(tiny_mamba, lenses, BLOCKS)
     got = evaluate(tiny_mamba, lenses, BLOCKS, micro_batch_size=size, on_batch=done.append)
@@ -201,7 +206,7 @@ def test_no_graph_is_built(tiny_mamba: ModelAdapter) -> None:
     assert not any(output.requires_grad for output in outputs)
 
 
-# --- the result file ---------------------------------------------------------------------------------------------------------
+# --- the result file --------------------------------------------------------------------------------------------------
 
 
 def test_metrics_are_in_the_schema_of_tuned_lens_and_in_bits_per_byte(tiny_mamba: ModelAdapter) -> None:
@@ -223,7 +228,9 @@ def test_metrics_are_in_the_schema_of_tuned_lens_and_in_bits_per_byte(tiny_mamba
 
 def test_bits_per_byte_is_what_coding_the_documents_would_take() -> None:
     """Of n tokens over b bytes, a model that gives each token probability 1/2 needs n bits, so n / b bits a byte."""
-    blocks = TokenBlocks(np.zeros((2, 8), dtype=np.uint16), "made", n_bytes=60, n_tokens=20, n_documents=1, sha256="0" * 64)
+    blocks = TokenBlocks(
+        np.zeros((2, 8), dtype=np.uint16), "made", n_bytes=60, n_tokens=20, n_documents=1, sha256="0" * 64
+    )
     half = Figures(ce=log(2), kl=0.0, entropy=log(2))
     evaluation = Evaluation(half, {"logit": {0: half}}, uniform_ce=log(96))
     result = aggregate_metrics(evaluation, blocks.bits_per_byte)
@@ -237,7 +244,7 @@ def test_layers_are_in_order_and_absent_lenses_left_out() -> None:
     assert list(result["logit"]["kl"].items()) == [("layer_0", 0.0), ("layer_2", 2.0), ("layer_10", 10.0)]
 
 
-# --- doubts ------------------------------------------------------------------------------------------------------------------
+# --- doubts -----------------------------------------------------------------------------------------------------------
 
 GOOD = Figures(ce=3.0, kl=0.5, entropy=2.0)
 LOGIT = Figures(ce=9.0, kl=6.0, entropy=1.0)

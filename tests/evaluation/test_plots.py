@@ -34,7 +34,9 @@ def published(logit: list[float], tuned: list[float] | None, model: float) -> di
     return content | ({"tuned": {"ce": rows(tuned), "kl": rows(tuned)}} if tuned else {})
 
 
-def ours(logit: list[float], tuned: list[float] | None, model: float, depth: list[float], **about: Any) -> dict[str, Any]:
+def ours(
+    logit: list[float], tuned: list[float] | None, model: float, depth: list[float], **about: Any
+) -> dict[str, Any]:
     """A result as eval/perplexity.py writes it."""
     about = {"model": "org/tiny-mamba", "family": "mamba", "depth": rows(depth), "units": "bits per byte"} | about
     return published(logit, tuned, model) | {"lens_rnn": about}
@@ -47,7 +49,11 @@ def write(path: Path, content: object) -> Path:
 
 
 def make(name: str = "m", model: float = 1.0, scale: float = 1.0, **fields: Any) -> Curves:
-    values = {"depth": np.array([0.25, 0.5, 0.75]), "logit_ce": scale * np.array([9.0, 6.0, 3.0]), "tuned_ce": np.array([3.0, 2.0, 1.5])}
+    values = {
+        "depth": np.array([0.25, 0.5, 0.75]),
+        "logit_ce": scale * np.array([9.0, 6.0, 3.0]),
+        "tuned_ce": np.array([3.0, 2.0, 1.5]),
+    }
     return Curves(name=name, model_ce=model, **(values | fields))
 
 
@@ -57,7 +63,11 @@ def axes_of(figure: Figure) -> Axes:
 
 def lines_of(figure: Figure) -> dict[str, Line2D]:
     """Drawn lines by their label, keys of the legend that hold no points left out."""
-    return {str(line.get_label()): line for line in axes_of(figure).lines if len(line.get_xdata()) and line.get_label() != "_"}
+    return {
+        str(line.get_label()): line
+        for line in axes_of(figure).lines
+        if len(line.get_xdata()) and line.get_label() != "_"
+    }
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -96,7 +106,9 @@ def test_extras_of_ours_may_be_absent_or_null(tmp_path: Path) -> None:
 def test_layers_are_ordered_by_number_not_by_place_or_name(tmp_path: Path) -> None:
     values = [float(12 - i) for i in range(12)]
     content = published(values, values, 0.5)
-    content["logit"]["ce"] = dict(sorted(content["logit"]["ce"].items()))  # layer_0, layer_1, layer_10, layer_11, layer_2, …
+    content["logit"]["ce"] = dict(
+        sorted(content["logit"]["ce"].items())
+    )  # layer_0, layer_1, layer_10, layer_11, layer_2, …
     curves = read_curves(write(tmp_path / "rwkv" / "169m" / FILE_NAME, content))
     np.testing.assert_array_equal(curves.logit_ce, values)
 
@@ -166,7 +178,9 @@ def test_what_cannot_be_found_or_placed_is_refused(tmp_path: Path) -> None:
         read_curves(tmp_path / "absent")
     with pytest.raises(DataError, match=rf"no result at .*{FILE_NAME}"):
         read_curves(tmp_path)
-    plain = write(tmp_path / "mamba" / "a" / "b" / FILE_NAME, published([2.0], None, 1.0))  # too far up to mean this file
+    plain = write(
+        tmp_path / "mamba" / "a" / "b" / FILE_NAME, published([2.0], None, 1.0)
+    )  # too far up to mean this file
     with pytest.raises(DataError, match="FAMILY:PATH with one of mamba, rwkv, pythia"):
         read_curves(plain)
     with pytest.raises(DataError, match="unknown family 'llama'"):
@@ -180,7 +194,14 @@ def test_curves_of_different_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("mamba-130m-hf", 130e6), ("RWKV 1b5", 1.5e9), ("Pythia 2.8b", 2.8e9), ("Llama-3.1-8B", 8e9), ("tiny-mamba", None), ("v2 lab", None)],
+    [
+        ("mamba-130m-hf", 130e6),
+        ("RWKV 1b5", 1.5e9),
+        ("Pythia 2.8b", 2.8e9),
+        ("Llama-3.1-8B", 8e9),
+        ("tiny-mamba", None),
+        ("v2 lab", None),
+    ],
 )
 def test_size_from_the_name(name: str, parameters: float | None) -> None:
     assert make(name).parameters == (None if parameters is None else pytest.approx(parameters))
@@ -247,7 +268,8 @@ def test_a_broken_run_is_grey_and_named_and_warned_of(tmp_path: Path, caplog: py
     with caplog.at_level(logging.WARNING, logger="lens_rnn"):
         plots.plot_comparison_png([sound, broken], tmp_path / "a.png")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'a.png'}: Mamba 160m is a broken run (model 5.62 > uniform 3.63 bits per byte) and is drawn in grey"
+        f"{tmp_path / 'a.png'}: Mamba 160m is a broken run (model 5.62 > uniform 3.63 bits per byte) and is drawn in "
+        "grey"
     ]
 
 
@@ -283,14 +305,18 @@ def test_shades_run_from_small_and_light_to_large_and_dark_within_a_family() -> 
 
 
 def test_two_lenses_of_one_model_get_different_colours_in_the_given_order() -> None:
-    figure = plots.comparison_figure([make("a 130m", family="mamba"), make("b 130m", family="mamba"), make("c")], "tuned")
+    figure = plots.comparison_figure(
+        [make("a 130m", family="mamba"), make("b 130m", family="mamba"), make("c")], "tuned"
+    )
     assert legend_of(figure) == ["a 130m", "b 130m", "c"]
     assert len({line.get_color() for line in lines_of(figure).values()}) == 3
 
 
 def test_one_model_a_family_keeps_its_colour_whatever_its_name() -> None:
     colours = [
-        lines_of(plots.comparison_figure([make(name, family="rwkv"), make("other", family="mamba")], "tuned"))[name].get_color()
+        lines_of(plots.comparison_figure([make(name, family="rwkv"), make("other", family="mamba")], "tuned"))[
+            name
+        ].get_color()
         for name in ("RWKV 7b", "tiny-rwkv4")
     ]
     assert colours[0] == colours[1]
@@ -299,7 +325,9 @@ def test_one_model_a_family_keeps_its_colour_whatever_its_name() -> None:
 def test_uniform_is_one_line_where_results_share_it_else_the_lowest_and_the_highest() -> None:
     same = plots.comparison_figure([make("a", uniform_ce=3.63), make("b", uniform_ce=3.63), make("c")])
     np.testing.assert_array_equal(lines_of(same)["Uniform: 3.63"].get_ydata(), [3.63, 3.63])
-    different = plots.comparison_figure([make("a", uniform_ce=3.63), make("b", uniform_ce=4.5), make("c", uniform_ce=4.0)])
+    different = plots.comparison_figure(
+        [make("a", uniform_ce=3.63), make("b", uniform_ce=4.5), make("c", uniform_ce=4.0)]
+    )
     levels = [line.get_ydata()[0] for line in axes_of(different).lines if line.get_linestyle() == ":"]
     assert levels == [3.63, 4.5]
     assert [label for label in legend_of(different) if "Uniform" in label] == ["Uniform: 3.63 to 4.5"]
@@ -356,7 +384,13 @@ def test_html_holds_all_it_needs_and_the_same_curves(tmp_path: Path) -> None:
         ("a", "dash"): [9.0, 6.0, 3.0, 1.0],
         ("b", "dash"): [9.0, 6.0, 3.0, 1.0],
     }
-    assert [trace["name"] for trace in traces if trace["showlegend"]] == ["Tuned lens", "Logit lens", "Uniform: 4", "a", "b"]
+    assert [trace["name"] for trace in traces if trace["showlegend"]] == [
+        "Tuned lens",
+        "Logit lens",
+        "Uniform: 4",
+        "a",
+        "b",
+    ]
 
 
 def test_html_of_one_result_has_units_and_a_logarithmic_axis(tmp_path: Path) -> None:
@@ -400,7 +434,8 @@ def test_of_the_published_results_one_is_broken(test_data: Path) -> None:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs eval/plot_curves.py with these arguments; returns its exit code, what it printed, and what it said on standard error."""
+    """Runs eval/plot_curves.py with these arguments; returns its exit code, what it printed, and what it said on
+    standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["plot_curves.py", *map(str, arguments)])
@@ -423,7 +458,9 @@ def test_script_writes_what_it_was_asked_for(script: Callable, result: Path, tmp
     assert code == 0
     assert printed.splitlines() == [f"wrote {tmp_path / 'folder' / name}" for name in ("curves.png", "curves.html")]
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["curves.html", "curves.png"]
-    assert "(first)" in (tmp_path / "folder" / "curves.html").read_text()  # two results of one model are told apart by their folders
+    assert (
+        "(first)" in (tmp_path / "folder" / "curves.html").read_text()
+    )  # two results of one model are told apart by their folders
 
 
 def test_script_takes_labels(script: Callable, result: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def assert_equal(got: Trajectory, expected: naive.Naive, k: int) -> None:
     np.testing.assert_allclose(got.top_probabilities, tops, rtol=2e-4)
 
 
-# --- values ------------------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lens", ["logit", "tuned"])
@@ -118,7 +118,7 @@ def test_stock_tuned_lens_reads_the_same_trajectory(tiny_model: ModelAdapter, ki
     np.testing.assert_allclose(ours.values("probability"), stock.max_probability().stats[rows], rtol=2e-4)
 
 
-# --- statistics --------------------------------------------------------------------------------------------------------------
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def test_statistics_by_name(tiny_mamba: ModelAdapter) -> None:
@@ -165,7 +165,7 @@ def test_the_report_is_json(tiny_mamba: ModelAdapter) -> None:
     np.testing.assert_allclose(report["top"]["probabilities"], got.top_probabilities)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,9 @@ def test_the_report_is_json(tiny_mamba: ModelAdapter) -> None:
         ([1, 2], {"stride": 0}, ConfigError, "stride 0"),
     ],
 )
-def test_what_cannot_be_read_is_refused(tiny_mamba: ModelAdapter, ids: list, options: dict, error: type, words: str) -> None:
+def test_what_cannot_be_read_is_refused(
+    tiny_mamba: ModelAdapter, ids: list, options: dict, error: type, words: str
+) -> None:
     with pytest.raises(error, match=words):
         predict(tiny_mamba, random_lens(tiny_mamba), ids, **options)
 

@@ -1,4 +1,5 @@
-"""Heat maps of trajectories: both libraries show the cells, places and colours of the trajectory, and no text is taken for markup."""
+"""Heat maps of trajectories: both libraries show the cells, places and colours of the trajectory, and no text is taken
+for markup."""
 
 import re
 from math import log, log10
@@ -21,7 +22,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 VOCAB = 1000
-TEXTS = {0: " the", 1: "<b>", 2: "$x$", 3: "\n        ", 4: "internationalisation", 5: "日本", 6: "%{z}", 7: "&amp;", 8: ""}
+TEXTS = {
+    0: " the",
+    1: "<b>",
+    2: "$x$",
+    3: "\n        ",
+    4: "internationalisation",
+    5: "日本",
+    6: "%{z}",
+    7: "&amp;",
+    8: "",
+}
 
 
 def text(token: int) -> str:
@@ -55,7 +66,7 @@ def words(figure: Figure) -> list[str]:
     return [label.get_text() for label in figure.axes[0].texts]
 
 
-# --- what is shown -----------------------------------------------------------------------------------------------------------
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("statistic", list(STATISTICS))
@@ -68,9 +79,17 @@ def test_both_libraries_show_the_statistic_of_each_cell(statistic: str) -> None:
     np.testing.assert_allclose(np.array(page.data[0].z, dtype=float), expected)
     mesh = picture.axes[0].collections[0]
     np.testing.assert_allclose(np.ma.filled(mesh.get_array().reshape(expected.shape), np.nan), expected)
-    limits = {"entropy": trajectory.entropy.max(), "ce": log(VOCAB), "kl": trajectory.kl.max(), "rank": 3, "probability": 1}
+    limits = {
+        "entropy": trajectory.entropy.max(),
+        "ce": log(VOCAB),
+        "kl": trajectory.kl.max(),
+        "rank": 3,
+        "probability": 1,
+    }
     assert (page.data[0].zmin, page.data[0].zmax) == mesh.get_clim() == (0, pytest.approx(limits[statistic]))
-    dark = {place: sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) < 300 for place, colour in page.data[0].colorscale}
+    dark = {
+        place: sum(int(colour[i : i + 2], 16) for i in (1, 3, 5)) < 300 for place, colour in page.data[0].colorscale
+    }
     assert dark[1.0] is (statistic == "probability"), "the darker, the surer"
     assert dark[0.0] is not dark[1.0]
 
@@ -188,7 +207,7 @@ def test_an_unknown_statistic() -> None:
             draw(make_trajectory(), text, "loss")
 
 
-# --- text is text ------------------------------------------------------------------------------------------------------------
+# --- text is text -----------------------------------------------------------------------------------------------------
 
 
 def test_no_text_is_taken_for_markup() -> None:
@@ -212,7 +231,7 @@ def test_a_picture_draws_dollars_and_what_no_font_has(recwarn: pytest.WarningsRe
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_files_are_whole_and_hold_all_they_need(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Layer transfer, marginals and the divergence of lenses: equal to naive computations, whatever chunks, batches and processes."""
+"""Layer transfer, marginals and the divergence of lenses: equal to naive computations, whatever chunks, batches and
+processes."""
 
 from math import log
 
@@ -20,7 +21,7 @@ from scipy.stats import entropy
 from tuned_lens.stats import LogitStats
 from tuned_lens.stats import js_divergence as stock_js
 
-# --- layer transfer ----------------------------------------------------------------------------------------------------------
+# --- layer transfer ---------------------------------------------------------------------------------------------------
 
 
 def test_transfer_is_that_of_the_naive_computation(tiny_model: ModelAdapter) -> None:
@@ -36,7 +37,9 @@ def test_transfer_is_that_of_the_naive_computation(tiny_model: ModelAdapter) -> 
 def test_the_diagonal_is_the_lens_itself(tiny_mamba: ModelAdapter) -> None:
     lens = random_lens(tiny_mamba)
     figures = evaluate(tiny_mamba, {"tuned": lens}, BLOCKS).lenses["tuned"]
-    np.testing.assert_allclose(layer_transfer(tiny_mamba, lens, BLOCKS).ce.diagonal(), [figures[i].ce for i in range(3)], rtol=1e-6)
+    np.testing.assert_allclose(
+        layer_transfer(tiny_mamba, lens, BLOCKS).ce.diagonal(), [figures[i].ce for i in range(3)], rtol=1e-6
+    )
 
 
 def test_the_logit_lens_reads_all_layers_alike(tiny_rwkv4: ModelAdapter) -> None:
@@ -53,7 +56,7 @@ def test_transfer_in_the_schema_of_tuned_lens() -> None:
     }
 
 
-# --- marginals ---------------------------------------------------------------------------------------------------------------
+# --- marginals --------------------------------------------------------------------------------------------------------
 
 
 def test_marginals_are_those_of_the_naive_computation_and_of_stock_tuned_lens(tiny_model: ModelAdapter) -> None:
@@ -69,7 +72,9 @@ def test_marginals_are_those_of_the_naive_computation_and_of_stock_tuned_lens(ti
             stock.update(torch.from_numpy(q).log(), assume_normalized=True)
             np.testing.assert_allclose(got.lenses[name][i], stock.marginal_probs.numpy(), rtol=1e-4)
         np.testing.assert_allclose(got.entropy(name), [entropy(q.mean((0, 1))) for q in layers], rtol=1e-5)
-        np.testing.assert_allclose(got.kl(name), [entropy(p.mean((0, 1)), q.mean((0, 1))) for q in layers], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(
+            got.kl(name), [entropy(p.mean((0, 1)), q.mean((0, 1))) for q in layers], rtol=1e-3, atol=1e-6
+        )
     assert all(got.kl("tuned")[i] == pytest.approx(0, abs=1e-12) for i in tiny_model.trivial_layers)
     assert (got.kl("tuned")[list(tiny_model.fitted_layers)] > 1e-3).all()
 
@@ -94,7 +99,7 @@ def test_marginals_in_a_result_file(tiny_mamba: ModelAdapter) -> None:
     assert list(written["logit"]["kl"].values()) == got.kl("logit").tolist()
 
 
-# --- lens against lens -------------------------------------------------------------------------------------------------------
+# --- lens against lens ------------------------------------------------------------------------------------------------
 
 
 def test_js_divergence_is_that_of_scipy_and_stock_tuned_lens() -> None:
@@ -119,7 +124,7 @@ def test_the_divergence_of_two_lenses(tiny_model: ModelAdapter) -> None:
     assert not got[list(tiny_model.trivial_layers)].any()
 
 
-# --- what must not matter ----------------------------------------------------------------------------------------------------
+# --- what must not matter ---------------------------------------------------------------------------------------------
 
 
 def measured(adapter: ModelAdapter, lens: TunedLens, **options: object) -> np.ndarray:
@@ -134,7 +139,9 @@ def measured(adapter: ModelAdapter, lens: TunedLens, **options: object) -> np.nd
 def test_chunks_and_batches_do_not_matter(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, done = random_lens(tiny_mamba), []
     expected = measured(tiny_mamba, lens)
-    np.testing.assert_allclose(measured(tiny_mamba, lens, micro_batch_size=3, on_batch=done.append), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        measured(tiny_mamba, lens, micro_batch_size=3, on_batch=done.append), expected, rtol=1e-5, atol=1e-7
+    )
     assert sum(done) == 3 * BLOCKS.tokens.size
     monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 0})
     np.testing.assert_allclose(measured(tiny_mamba, lens, micro_batch_size=11), expected, rtol=1e-5, atol=1e-7)

@@ -55,7 +55,9 @@ def test_ridge_is_the_best_on_held_out_rows() -> None:
     errors = []
     for strength in RIDGES:
         weight, bias = naive.ridge(x[fitted].double(), (f.double() - x.double())[fitted], strength)
-        errors.append(float(((f.double() - x.double())[held] - x[held].double() @ weight.T - bias).square().sum(-1).mean()))
+        errors.append(
+            float(((f.double() - x.double())[held] - x[held].double() @ weight.T - bias).square().sum(-1).mean())
+        )
     solution = moments.solve()[0]
     assert solution.ridge == RIDGES[int(np.argmin(errors))]
     spread = f[held].double().var(0, unbiased=False).sum()

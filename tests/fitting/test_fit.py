@@ -65,11 +65,17 @@ def test_steps_improve_on_the_closed_form_which_improves_on_nothing(tiny_model: 
     held_out = make_blocks(seed=1)
     lenses = {
         "logit": LogitLens.from_adapter(tiny_model),
-        "start": fit(tiny_model, make_blocks(800), config(loss=loss, batch_size=16, micro_batch_size=16, learning_rate=1e-12)).lens,
-        "fitted": (result := fit(tiny_model, make_blocks(800), config(loss=loss, batch_size=16, micro_batch_size=16))).lens,
+        "start": fit(
+            tiny_model, make_blocks(800), config(loss=loss, batch_size=16, micro_batch_size=16, learning_rate=1e-12)
+        ).lens,
+        "fitted": (
+            result := fit(tiny_model, make_blocks(800), config(loss=loss, batch_size=16, micro_batch_size=16))
+        ).lens,
     }
     evaluation = evaluate(tiny_model, lenses, held_out)
-    figures = {name: [getattr(layers[i], loss) for i in tiny_model.fitted_layers] for name, layers in evaluation.lenses.items()}
+    figures = {
+        name: [getattr(layers[i], loss) for i in tiny_model.fitted_layers] for name, layers in evaluation.lenses.items()
+    }
     assert np.mean(figures["fitted"]) < np.mean(figures["start"])
     if loss == "kl":  # the closed form aims at the model, which need not know the text
         assert np.mean(figures["start"]) < np.mean(figures["logit"])
@@ -111,7 +117,9 @@ class OneOfSeveral(Processes):
         return tensor
 
 
-def sums_of_a_step(adapter: ModelAdapter, settings: FitConfig, step: int, processes: Processes | None = None) -> StepSums:
+def sums_of_a_step(
+    adapter: ModelAdapter, settings: FitConfig, step: int, processes: Processes | None = None
+) -> StepSums:
     """The means over one process's tokens of a step, from the logit lens."""
     lens = TunedLens.from_adapter(adapter).requires_grad_(False)
     sums = StepSums(len(adapter.fitted_layers), adapter.d_model, adapter.device, fisher=True)
@@ -148,7 +156,8 @@ def test_the_sums_of_a_step_are_those_of_the_naive_twins(tiny_model: ModelAdapte
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 def test_what_a_step_adds_up_does_not_depend_on_who_adds(tiny_neox: ModelAdapter, loss: str) -> None:
-    """One process, two or three, micro-batches and chunks of any size: the same tokens, the same draws, the same means."""
+    """One process, two or three, micro-batches and chunks of any size: the same tokens, the same draws, the same
+    means."""
     settings = config(batch_size=6, micro_batch_size=6, loss=loss)
     whole = sums_of_a_step(tiny_neox, settings, 1).flat
     assert whole.norm() > 0.1
@@ -187,7 +196,9 @@ def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once() -> None:
     assert not np.array_equal(other.rows(7, blocks), settings.rows(7, blocks))
 
 
-@pytest.mark.parametrize(("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)]
+)
 def test_few_tokens_are_seen_several_times(tokens: int, passes: int) -> None:
     blocks = TokenBlocks(np.zeros((tokens // 256, 256), dtype=np.uint16), "zeros", tokens, tokens, 1, "0" * 64)
     assert config(passes=None).passes_over(blocks) == passes
@@ -211,12 +222,17 @@ def stopped_and_resumed(
     with pytest.raises(StopHereError):
         fit(adapter, blocks, settings, checkpoints=checkpoints, on_step=stop, **arguments)
     last = checkpoints.last()
-    return fit(adapter, blocks, settings, checkpoints=checkpoints, resume_from=last, on_step=reports.append, **arguments), reports
+    return fit(
+        adapter, blocks, settings, checkpoints=checkpoints, resume_from=last, on_step=reports.append, **arguments
+    ), reports
 
 
 @pytest.mark.parametrize(("optimizer", "stop_after"), [("kfac", 3), ("kfac", 7), ("kfac", 12), ("adamw", 12)])
-def test_a_resumed_run_ends_bit_identical(tiny_mamba: ModelAdapter, tmp_path: Path, optimizer: str, stop_after: int) -> None:
-    """16 steps in two passes; kfac's inverses are made at steps 1 to 5, 9 and 13, its checkpoints after 5, 10 and 15."""
+def test_a_resumed_run_ends_bit_identical(
+    tiny_mamba: ModelAdapter, tmp_path: Path, optimizer: str, stop_after: int
+) -> None:
+    """16 steps in two passes; kfac's inverses are made at steps 1 to 5, 9 and 13, its checkpoints after 5, 10 and
+    15."""
     blocks, settings = make_blocks(32), config(optimizer=optimizer, passes=2)
     rates: list[float] = []
     whole = fit(tiny_mamba, blocks, settings, on_step=lambda report: rates.append(report.learning_rate))
@@ -239,7 +255,9 @@ def test_what_was_said_at_the_start_is_kept_through_a_resume(tiny_mamba: ModelAd
 
     resumed, _ = stopped_and_resumed(tiny_mamba, make_blocks(32), config(), 7, tmp_path, at_start=at_start)
     assert len(seen) == 1, "a resumed run has no start"
-    assert {layer: sorted(said) for layer, said in resumed.start.items()} == {key: ["explained", "kl", "ridge"] for key in "01"}
+    assert {layer: sorted(said) for layer, said in resumed.start.items()} == {
+        key: ["explained", "kl", "ridge"] for key in "01"
+    }
     assert [said["kl"] for said in resumed.start.values()] == [1.0, 2.0]
     nothing_yet = fit(tiny_mamba, make_blocks(32), config(learning_rate=1e-30)).lens
     for name, tensor in state(nothing_yet).items():
@@ -249,7 +267,9 @@ def test_what_was_said_at_the_start_is_kept_through_a_resume(tiny_mamba: ModelAd
     assert not any(tensor.any() for tensor in seen[1].values())
 
 
-def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
+    tiny_mamba: ModelAdapter, tmp_path: Path
+) -> None:
     checkpoints = Checkpoints(tmp_path, {})
     whole = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000010.pt", "step-00000015.pt"]
@@ -265,7 +285,9 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(tiny
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_name(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
-    fit(tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 1, "setting loss": "kl"}))
+    fit(
+        tiny_mamba, make_blocks(8), config(), checkpoints=Checkpoints(tmp_path, {"world size": 1, "setting loss": "kl"})
+    )
     with pytest.raises(FitError, match="world size was 1 and is now 2"):
         Checkpoints(tmp_path, {"world size": 2, "setting loss": "kl"}).last()
 
@@ -283,7 +305,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, *bad_calls: int) -> None:
     monkeypatch.setattr(FusedObjective, "derivatives", poisoned)
 
 
-def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(
+    tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     poison(monkeypatch, 6 * 4 + 2)  # step 7: two layers, two micro-batches a step
     with pytest.raises(FitError, match="layer 1 is nan at step 7"):
         fit(tiny_mamba, make_blocks(), config(optimizer="adamw"), checkpoints=Checkpoints(tmp_path, {}))
@@ -295,7 +319,8 @@ def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(tiny_mamba: ModelAdapter
 def test_a_nan_loss_takes_a_step_of_kfac_back_and_a_second_one_stops(
     tiny_mamba: ModelAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layer 1 at step 7: it stays where it was before step 6, until step 8. Another NaN then cannot be its step's doing."""
+    """Layer 1 at step 7: it stays where it was before step 6, until step 8. Another NaN then cannot be its step's
+    doing."""
     with monkeypatch.context() as patch:
         poison(patch, 6 * 4 + 2)
         translators: list[dict[str, torch.Tensor]] = []
@@ -316,7 +341,9 @@ def test_a_nan_loss_takes_a_step_of_kfac_back_and_a_second_one_stops(
     assert saved["step"] == 5
 
 
-def fit_with_states(adapter: ModelAdapter, translators: list[dict[str, torch.Tensor]], settings: FitConfig) -> FitResult:
+def fit_with_states(
+    adapter: ModelAdapter, translators: list[dict[str, torch.Tensor]], settings: FitConfig
+) -> FitResult:
     """A fit of 15 steps whose translators after each are appended to a list."""
     lenses: list[TunedLens] = []
 
@@ -326,7 +353,9 @@ def fit_with_states(adapter: ModelAdapter, translators: list[dict[str, torch.Ten
     return fit(adapter, make_blocks(), settings, at_start=lambda lens: lenses.append(lens) or {}, on_step=on_step)
 
 
-def test_a_model_that_is_not_finite_is_refused_at_the_first_step(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_finite_is_refused_at_the_first_step(
+    tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No step can be blamed for that."""
     poison(monkeypatch, 1)
     with pytest.raises(FitError, match=r"layer 0 is nan at step 1; .* --dtype float32 if the model overflows"):
@@ -400,7 +429,11 @@ def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
         fit(tiny_mamba, make_blocks(3), config())
 
 
-@pytest.fixture(scope="module", params=[(family, dtype) for family in FAMILIES for dtype in ("float32", "bfloat16")], ids=" in ".join)
+@pytest.fixture(
+    scope="module",
+    params=[(family, dtype) for family in FAMILIES for dtype in ("float32", "bfloat16")],
+    ids=" in ".join,
+)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelAdapter:
     """The tiny model of each family, loaded in each format."""
     family, dtype = request.param
@@ -426,7 +459,11 @@ def test_kfac_diverges_from_no_start(loaded: ModelAdapter, start: str, learning_
         return {}
 
     settings = config(
-        batch_size=8, micro_batch_size=8, learning_rate=learning_rate, start="ridge" if start == "ridge" else "zero", products="auto"
+        batch_size=8,
+        micro_batch_size=8,
+        learning_rate=learning_rate,
+        start="ridge" if start == "ridge" else "zero",
+        products="auto",
     )
     result = fit(loaded, make_blocks(96), settings, init_lens=init_lens, at_start=at_start)
     after, margin = kl(result.lens), 1.02 if learning_rate == 1 else 1.2
@@ -435,7 +472,15 @@ def test_kfac_diverges_from_no_start(loaded: ModelAdapter, start: str, learning_
     assert (np.max(result.history, axis=0) < 1.6 * np.array(result.history[0])).all()
 
 
-BAD_SETTINGS = {"batch_size": 0, "passes": 0, "learning_rate": -1.0, "clip": 0.0, "seed": -1, "chunk_tokens": 0, "start_tokens": 0}
+BAD_SETTINGS = {
+    "batch_size": 0,
+    "passes": 0,
+    "learning_rate": -1.0,
+    "clip": 0.0,
+    "seed": -1,
+    "chunk_tokens": 0,
+    "start_tokens": 0,
+}
 UNKNOWN_NAMES = {"optimizer": "lion", "loss": "mse", "products": "fp8", "start": "pca"}
 
 
@@ -445,7 +490,9 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> 
         config(**{name: value})
 
 
-def test_a_given_start_needs_no_moments_unless_kfac_does(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_given_start_needs_no_moments_unless_kfac_does(
+    tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes: dict[str, int] = {}
     forward = type(tiny_mamba).forward
 
@@ -455,7 +502,12 @@ def test_a_given_start_needs_no_moments_unless_kfac_does(tiny_mamba: ModelAdapte
 
     monkeypatch.setattr(type(tiny_mamba), "forward", counted)
     for optimizer in ("adamw", "kfac"):
-        fit(tiny_mamba, make_blocks(8), config(optimizer=optimizer, passes=1), init_lens=TunedLens.from_adapter(tiny_mamba))
+        fit(
+            tiny_mamba,
+            make_blocks(8),
+            config(optimizer=optimizer, passes=1),
+            init_lens=TunedLens.from_adapter(tiny_mamba),
+        )
     assert passes["adamw"] == 4
     assert passes["kfac"] > 4
 

@@ -1,4 +1,5 @@
-"""K-FAC against its naive twin, and what it promises: Newton's step without noise, shorter ones with it, and no divergence."""
+"""K-FAC against its naive twin, and what it promises: Newton's step without noise, shorter ones with it, and no
+divergence."""
 
 import copy
 import io
@@ -19,7 +20,8 @@ SPREAD = 40.0  # of the final norm's input
 
 
 class Quadratic(NamedTuple):
-    """A layer whose loss is quadratic in its translator: floor + ½ E‖F^½ ((W − W*) h + b − b*)‖², with C and F exact."""
+    """A layer whose loss is quadratic in its translator: floor + ½ E‖F^½ ((W − W*) h + b − b*)‖², with C and F
+    exact."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -28,8 +30,11 @@ class Quadratic(NamedTuple):
     bias: np.ndarray
     floor: float = 1.0
 
-    def batch(self, weight: np.ndarray, bias: np.ndarray, noise: float = 0.0, random: np.random.Generator | None = None) -> naive.Batch:
-        """The sums of a step there. noise: tokens that the gradient is a mean over, inverted; 0 for the exact gradient."""
+    def batch(
+        self, weight: np.ndarray, bias: np.ndarray, noise: float = 0.0, random: np.random.Generator | None = None
+    ) -> naive.Batch:
+        """The sums of a step there. noise: tokens that the gradient is a mean over, inverted; 0 for the exact
+        gradient."""
         off, off_bias = weight - self.weight, bias - self.bias
         at_mean = off @ self.mean + off_bias
         gradient = self.curvature @ off @ self.covariance  # E[g (h − μ)ᵀ]
@@ -53,13 +58,21 @@ def quadratic(seed: int = 0, floor: float = 1.0, d: int = D) -> Quadratic:
         return scale * root @ root.T / (3 * d)
 
     mean = 3 * random.normal(size=d)
-    return Quadratic(mean, positive(2.0), positive(0.05), 0.4 * random.normal(size=(d, d)), random.normal(size=d), floor)
+    return Quadratic(
+        mean, positive(2.0), positive(0.05), 0.4 * random.normal(size=(d, d)), random.normal(size=d), floor
+    )
 
 
 class Runner:
     """KFAC over layers that are given as Quadratic, each at its own translator."""
 
-    def __init__(self, problems: list[Quadratic], learning_rate: float = 1.0, dtype: torch.dtype = torch.float64, spread: float = SPREAD):
+    def __init__(
+        self,
+        problems: list[Quadratic],
+        learning_rate: float = 1.0,
+        dtype: torch.dtype = torch.float64,
+        spread: float = SPREAD,
+    ):
         self.problems, self.dtype = problems, dtype
         d = len(problems[0].bias)
         self.weights = torch.zeros(len(problems), d, d, dtype=dtype)
@@ -77,7 +90,9 @@ class Runner:
     def step(self, batches: list[naive.Batch] | None = None) -> None:
         batches = self.batches() if batches is None else batches
         losses, *tensors = (torch.from_numpy(np.stack(part)).to(self.dtype) for part in zip(*batches, strict=True))
-        self.kfac.step(SimpleNamespace(**dict(zip(("losses", "weights", "biases", "fisher"), (losses, *tensors), strict=True))))
+        self.kfac.step(
+            SimpleNamespace(**dict(zip(("losses", "weights", "biases", "fisher"), (losses, *tensors), strict=True)))
+        )
 
     def excess(self, k: int = 0) -> float:
         return self.problems[k].excess(*self.at(k))
@@ -87,9 +102,16 @@ class Runner:
         return self.kfac.layers[0]
 
     def is_finite(self) -> bool:
-        numbers = [getattr(layer, name) for layer in self.kfac.layers for name in layer._NUMBERS if name not in ("level", "lowest")]
+        numbers = [
+            getattr(layer, name)
+            for layer in self.kfac.layers
+            for name in layer._NUMBERS
+            if name not in ("level", "lowest")
+        ]
         tensors = [getattr(layer, name) for layer in self.kfac.layers for name in layer._TENSORS]
-        return bool(np.isfinite(numbers).all()) and all(bool(t.isfinite().all()) for t in (*tensors, self.weights, self.biases))
+        return bool(np.isfinite(numbers).all()) and all(
+            bool(t.isfinite().all()) for t in (*tensors, self.weights, self.biases)
+        )
 
 
 def broken(batch: naive.Batch, part: str, value: float) -> naive.Batch:
@@ -101,14 +123,15 @@ def broken(batch: naive.Batch, part: str, value: float) -> naive.Batch:
     return batch._replace(**{part: array})
 
 
-# --- the twin ------------------------------------------------------------------------------------------------------------------
+# --- the twin ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)], ids=str)
 @pytest.mark.parametrize("learning_rate", [1.0, 0.3, 8.0])
 def test_steps_equal_the_naive_twin(learning_rate: float, dtype: torch.dtype, tolerance: float) -> None:
-    """Three layers, 24 noisy steps with other Fisher samples each, among them a spike of the loss, one that stays, NaN, and, in the
-    last layer, losses that differ so much from batch to batch that twice the lowest level is nothing unusual."""
+    """Three layers, 24 noisy steps with other Fisher samples each, among them a spike of the loss, one that stays, NaN,
+    and, in the last layer, losses that differ so much from batch to batch that twice the lowest level is nothing
+    unusual."""
     problems, random = [quadratic(0), quadratic(1, floor=0.02), quadratic(2)], np.random.default_rng(0)
     runner = Runner(problems, learning_rate, dtype)
     twins = [naive.Layer(np.zeros((D, D)), np.zeros(D), p.mean, p.covariance, SPREAD, learning_rate) for p in problems]
@@ -131,7 +154,9 @@ def test_steps_equal_the_naive_twin(learning_rate: float, dtype: torch.dtype, to
             twin.step(batch)
             layer = runner.kfac.layers[k]
             weight, bias = runner.at(k)
-            np.testing.assert_allclose(weight, twin.weight, rtol=tolerance, atol=tolerance, err_msg=f"layer {k}, step {step}")
+            np.testing.assert_allclose(
+                weight, twin.weight, rtol=tolerance, atol=tolerance, err_msg=f"layer {k}, step {step}"
+            )
             np.testing.assert_allclose(bias, twin.bias, rtol=tolerance, atol=10 * tolerance)
             assert layer.length == pytest.approx(twin.length, rel=10 * tolerance)
             assert layer.damping == pytest.approx(twin.damping)
@@ -141,7 +166,7 @@ def test_steps_equal_the_naive_twin(learning_rate: float, dtype: torch.dtype, to
     assert runner.kfac.learning_rate == pytest.approx(np.mean(lengths[-1]), rel=10 * tolerance)
 
 
-# --- the length of a step ------------------------------------------------------------------------------------------------------
+# --- the length of a step ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -174,7 +199,9 @@ def test_with_noise_steps_shorten_as_the_fit_converges(seed: int) -> None:
     assert np.mean(excess[late]) < 0.4 * np.mean(excess[early])
 
 
-@pytest.mark.parametrize(("dtype", "constant", "tolerance"), [(torch.float64, 1e3, 1e-8), (torch.float32, 30.0, 2e-3)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "constant", "tolerance"), [(torch.float64, 1e3, 1e-8), (torch.float32, 30.0, 2e-3)], ids=str
+)
 def test_a_constant_in_the_hidden_states_changes_nothing(dtype: torch.dtype, constant: float, tolerance: float) -> None:
     """z(h) is the same map of h − μ whatever μ is, although the gradients E[g hᵀ] are not."""
     problem = quadratic()
@@ -206,7 +233,7 @@ def test_learning_rate_multiplies_the_length() -> None:
     assert half.kfac.learning_rate == pytest.approx(full.kfac.learning_rate / 2)
 
 
-# --- what must not happen ------------------------------------------------------------------------------------------------------
+# --- what must not happen ---------------------------------------------------------------------------------------------
 
 
 def after(steps: int, noise: float = 1 / 200, **settings: float) -> tuple[Runner, np.random.Generator]:
@@ -304,7 +331,9 @@ def test_what_is_not_finite_from_the_first_batch_on_is_waited_out(part: str) -> 
 @pytest.mark.parametrize("curvature", ["none", "one direction", "tiny"])
 def test_a_fisher_that_says_nothing_bounds_the_step_all_the_same(curvature: str, gradient: float) -> None:
     problem = quadratic()
-    fisher = {"none": np.zeros((D, D)), "one direction": np.diag([1.0] + [0.0] * (D - 1)), "tiny": 1e-30 * np.eye(D)}[curvature]
+    fisher = {"none": np.zeros((D, D)), "one direction": np.diag([1.0] + [0.0] * (D - 1)), "tiny": 1e-30 * np.eye(D)}[
+        curvature
+    ]
     batch = problem.batch(np.zeros((D, D)), np.zeros(D))
     batch = batch._replace(weights=gradient * batch.weights, biases=gradient * batch.biases, fisher=fisher)
     runner = Runner([problem], learning_rate=100.0, dtype=torch.float32)
@@ -328,7 +357,7 @@ def test_no_learning_rate_is_too_high(learning_rate: float) -> None:
     assert worst < 2 * start
 
 
-# --- its state -----------------------------------------------------------------------------------------------------------------
+# --- its state --------------------------------------------------------------------------------------------------------
 
 
 def saved(runner: Runner) -> dict:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 
-def _batch(adapter: ModelAdapter, precision: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Unembedding]:
+def _batch(
+    adapter: ModelAdapter, precision: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Unembedding]:
     ids = torch.randint(adapter.vocab_size, (3, 20), generator=torch.Generator().manual_seed(1))
     forward = adapter.forward(ids)
     unembedding = Unembedding(adapter).to(precision)
@@ -19,7 +21,9 @@ def _batch(adapter: ModelAdapter, precision: torch.dtype) -> tuple[torch.Tensor,
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_values_and_gradients_equal_autograd(tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float) -> None:
+def test_values_and_gradients_equal_autograd(
+    tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float
+) -> None:
     z, final, ids, unembedding = _batch(tiny_model, precision)
     objective = FusedObjective(unembedding, loss)
     labels = ids.flatten()
@@ -32,7 +36,9 @@ def test_values_and_gradients_equal_autograd(tiny_model: ModelAdapter, loss: str
     # HF Mamba's RMSNorm computes in float32 whatever it is given, which bounds what float64 can show there.
     tolerance = max(tolerance, 1e-5) if tiny_model.model_type == "mamba" else tolerance
     torch.testing.assert_close(values, expected.detach(), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance
+    )
     assert values.min() > 0.01, "the check needs losses that are not trivially zero"
 
 
@@ -47,8 +53,12 @@ def test_chunks_cover_every_token_once(tiny_neox: ModelAdapter, loss: str) -> No
         chunks = list(objective.chunks(forward, ids))
         assert all(len(chunk.hidden[0]) <= chunk_tokens for chunk in chunks)
         assert sum(len(chunk.hidden[0]) for chunk in chunks) == (60 if loss == "kl" else 57)
-        assert [i for chunk in chunks for i in range(chunk.tokens.start, chunk.tokens.stop)] == list(range(3 * objective.targets(20)))
-        totals.append(sum(objective.derivatives(lens.transform_hidden(c.hidden[1], 1), c.target).loss.sum() for c in chunks))
+        assert [i for chunk in chunks for i in range(chunk.tokens.start, chunk.tokens.stop)] == list(
+            range(3 * objective.targets(20))
+        )
+        totals.append(
+            sum(objective.derivatives(lens.transform_hidden(c.hidden[1], 1), c.target).loss.sum() for c in chunks)
+        )
     torch.testing.assert_close(totals[0], totals[1])
 
 
@@ -64,7 +74,9 @@ def test_cross_entropy_is_of_the_next_token(tiny_neox: ModelAdapter) -> None:
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)])
-def test_gradients_for_drawn_labels_equal_autograd(tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float) -> None:
+def test_gradients_for_drawn_labels_equal_autograd(
+    tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float
+) -> None:
     z, final, ids, unembedding = _batch(tiny_model, precision)
     objective = FusedObjective(unembedding, loss, fisher=True)
     drawn = torch.randint(tiny_model.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))
@@ -77,7 +89,9 @@ def test_gradients_for_drawn_labels_equal_autograd(tiny_model: ModelAdapter, los
     (expected,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
     tolerance = max(tolerance, 1e-5) if tiny_model.model_type == "mamba" else tolerance
     torch.testing.assert_close(sampled, expected, rtol=tolerance, atol=tolerance)
-    assert (sampled - gradient).norm() > 0.1 * gradient.norm(), "the check needs labels that are not what the loss asks for"
+    assert (sampled - gradient).norm() > 0.1 * gradient.norm(), (
+        "the check needs labels that are not what the loss asks for"
+    )
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
@@ -97,16 +111,21 @@ def test_the_map_of_the_logits_has_its_derivative(
     target, of_target = objective.target(final, ids.flatten() if loss == "ce" else None)
     values, gradient, sampled = objective.derivatives(z, target, of_target, naive.draws_of(drawn, z, unembedding))
     expected_z = z.clone().requires_grad_()
-    expected = naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, ids.flatten(), unembedding)
+    expected = (
+        naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, ids.flatten(), unembedding)
+    )
     tolerance = max(tolerance, 1e-5)  # its RMSNorm computes in float32 whatever it is given
     torch.testing.assert_close(values, expected.detach(), rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(
+        gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance
+    )
     (of_drawn,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
     torch.testing.assert_close(sampled, of_drawn, rtol=tolerance, atol=tolerance)
 
 
 def test_drawn_labels_give_the_fisher_information(tiny_model: ModelAdapter) -> None:
-    """Over all labels y, weighted by q[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag q − q qᵀ) U J, the Hessian of KL(q ‖ q') in z'."""
+    """Over all labels y, weighted by q[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag q − q qᵀ) U J, the Hessian of KL(q ‖ q')
+    in z'."""
     z, final, _, unembedding = _batch(tiny_model, torch.float64)
     z, labels = z[:1], torch.arange(tiny_model.vocab_size)
     objective = FusedObjective(unembedding, "kl", fisher=True)
@@ -123,7 +142,9 @@ def test_drawn_labels_give_the_fisher_information(tiny_model: ModelAdapter) -> N
     tolerance = 1e-5 if tiny_model.model_type == "mamba" else 1e-10
     torch.testing.assert_close(q @ sampled, torch.zeros_like(z[0]), rtol=0, atol=tolerance)
     torch.testing.assert_close(fisher, expected, rtol=tolerance, atol=tolerance)
-    hessian = torch.autograd.functional.hessian(lambda x: (q * (q.log() - unembedding(x[None])[0].log_softmax(-1))).sum(), z[0])
+    hessian = torch.autograd.functional.hessian(
+        lambda x: (q * (q.log() - unembedding(x[None])[0].log_softmax(-1))).sum(), z[0]
+    )
     torch.testing.assert_close(fisher, hessian, rtol=tolerance, atol=tolerance)
     assert expected.norm() > 0.01
 
@@ -138,7 +159,9 @@ def test_bfloat16_products_stay_close(tiny_rwkv4: ModelAdapter) -> None:
     exact, close = results
     assert {tensor.dtype for tensor in close} == {torch.float32}
     torch.testing.assert_close(close.loss, exact.loss, rtol=0.05, atol=0.02)
-    same_label = (close.sampled - exact.sampled).norm(dim=1) < 0.1 * exact.sampled.norm(dim=1)  # a rare one has moved across a draw
+    same_label = (close.sampled - exact.sampled).norm(dim=1) < 0.1 * exact.sampled.norm(
+        dim=1
+    )  # a rare one has moved across a draw
     assert same_label.float().mean() > 0.9
     for a, b in ((close.gradient, exact.gradient), (close.sampled[same_label], exact.sampled[same_label])):
         assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
@@ -174,7 +197,9 @@ def test_nothing_larger_than_a_chunk_is_held(tiny_neox: ModelAdapter, loss: str,
 @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
 def test_default_chunk_fills_a_buffer_within_bounds(device: str) -> None:
     sizes = [256, 4_096, 50_280, 131_072, 10**7]
-    wide, narrow = ([default_chunk_tokens(v, dtype, device) for v in sizes] for dtype in (torch.float32, torch.bfloat16))
+    wide, narrow = (
+        [default_chunk_tokens(v, dtype, device) for v in sizes] for dtype in (torch.float32, torch.bfloat16)
+    )
     for chunks in (wide, narrow):
         assert chunks == sorted(chunks, reverse=True)
         assert 64 <= chunks[-1] < chunks[0] <= 8192

@@ -1,4 +1,5 @@
-"""The reference beside a model: found for its very weights and tokens, else not, and never taken from a damaged file."""
+"""The reference beside a model: found for its very weights and tokens, else not, and never taken from a damaged
+file."""
 
 import json
 from collections.abc import Callable

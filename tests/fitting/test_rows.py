@@ -74,7 +74,9 @@ def _one_hot(labels: Tensor) -> Target:
 def _targets(rows: Rows, logits: Tensor, case: str) -> list[tuple[Target, Target]]:
     """Targets for logits, as the fit makes them, beside their float64 twins: a distribution, and labels."""
     tokens, vocab = logits.shape
-    teacher = (_logits(case, tokens, vocab, seed=1) if case != "near" else logits + 0.1 * torch.randn_like(logits)).to(logits)
+    teacher = (_logits(case, tokens, vocab, seed=1) if case != "near" else logits + 0.1 * torch.randn_like(logits)).to(
+        logits
+    )
     normalizers = rows.softmax_(teacher.clone())
     labels = torch.randint(vocab, (tokens,), generator=torch.Generator().manual_seed(2)).to(logits.device)
     return [
@@ -89,22 +91,32 @@ def _check_rounded(values: Tensor, exact: Tensor, slack: Tensor) -> None:
     if values.dtype == torch.bfloat16:
         rounding = 2.0**-8 if not INTERPRETED else 2.0**-7  # the interpreter cuts off
     error = (values.double() - exact).abs()
-    assert (error <= slack + rounding * (exact.abs() + slack) + 1e-37).all(), f"{(error / (exact.abs() + 1e-37)).max():.3g}"
+    assert (error <= slack + rounding * (exact.abs() + slack) + 1e-37).all(), (
+        f"{(error / (exact.abs() + 1e-37)).max():.3g}"
+    )
 
 
-# --- values --------------------------------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 def test_the_plain_passes_equal_autograd(loss: str) -> None:
     torch.manual_seed(0)
-    logits, teacher, labels = torch.randn(4, 9).double().requires_grad_(), torch.randn(4, 9).double(), torch.tensor([0, 8, 3, 3])
+    logits, teacher, labels = (
+        torch.randn(4, 9).double().requires_grad_(),
+        torch.randn(4, 9).double(),
+        torch.tensor([0, 8, 3, 3]),
+    )
     p = teacher.clone()
     normalizers = PlainRows().softmax_(p)
     torch.testing.assert_close(p, teacher.softmax(-1), rtol=1e-12, atol=1e-12)
     target = Target(teacher, normalizers) if loss == "kl" else _one_hot(labels)
     log_q = logits.log_softmax(-1)
-    expected = (p * (p.log() - log_q)).sum(-1) if loss == "kl" else torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    expected = (
+        (p * (p.log() - log_q)).sum(-1)
+        if loss == "kl"
+        else torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    )
     difference = logits.detach().clone()
     values, samples = PlainRows().difference_(difference, target, None)
     assert samples is None
@@ -147,7 +159,9 @@ def test_values(rows: Rows, device: torch.device, case: str, shape: tuple[int, i
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")], ids=["nan", "nan with sign", "inf"])
 @pytest.mark.parametrize("at", [0, 200, 599])
-def test_a_broken_row_has_no_loss_and_harms_no_other(rows: Rows, device: torch.device, at: int, bad: float, dtype: torch.dtype) -> None:
+def test_a_broken_row_has_no_loss_and_harms_no_other(
+    rows: Rows, device: torch.device, at: int, bad: float, dtype: torch.dtype
+) -> None:
     clean = _logits("common", 3, 600).to(device, dtype)
     logits = clean.clone()
     logits[1, at] = bad
@@ -176,12 +190,16 @@ def test_a_target_that_rules_labels_out(rows: Rows, device: torch.device) -> Non
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
 
 
-# --- drawn labels ----------------------------------------------------------------------------------------------------------------
+# --- drawn labels -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("case", "shape"), [*COMMON, ("common", (1, 13000)), ("wide", (1, 5001)), ("masked", (1, 129))], ids=str)
-def test_labels_are_drawn_by_inverse_cdf(rows: Rows, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("case", "shape"), [*COMMON, ("common", (1, 13000)), ("wide", (1, 5001)), ("masked", (1, 129))], ids=str
+)
+def test_labels_are_drawn_by_inverse_cdf(
+    rows: Rows, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     """The naive label, but where a draw is next to a boundary."""
     tokens, vocab = 10 if INTERPRETED else 300, shape[1]
     logits = _logits(case, tokens, vocab).to(device, dtype)
@@ -216,7 +234,7 @@ def test_labels_follow_q(rows: Rows, device: torch.device) -> None:
     assert chi_square < 16.8, "the 99 % quantile for 6 degrees of freedom"
 
 
-# --- the CPU's ---------------------------------------------------------------------------------------------------------------------
+# --- the CPU's --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")
@@ -251,24 +269,40 @@ def test_bfloat16_is_read_exactly_and_written_to_nearest_even() -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16)
     every = every[every.view(torch.bfloat16).isfinite()]
     high = every.to(torch.int32)[:, None] << 16
-    floats = (high | torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)).flatten().view(torch.float32)
+    floats = (
+        (high | torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], dtype=torch.int32)).flatten().view(torch.float32)
+    )
     written, read = torch.empty(len(floats), dtype=torch.int16), torch.empty(len(every))
     convert(floats.numpy(), every.numpy(), written.numpy(), read.numpy())
     assert torch.equal(written, floats.bfloat16().view(torch.int16))
     assert np.array_equal(read.numpy().view(np.int32), high[:, 0].numpy())
 
 
-# --- the GPU's -----------------------------------------------------------------------------------------------------------------------
+# --- the GPU's --------------------------------------------------------------------------------------------------------
 
 
 def test_the_gpu_passes_under_the_interpreter() -> None:
-    """All of the above for Triton's kernels, without a GPU. A process apart: Triton may have been imported here for compilation."""
+    """All of the above for Triton's kernels, without a GPU. A process apart: Triton may have been imported here for
+    compilation."""
     pytest.importorskip("triton")
     if TRITON_RUNS:
         pytest.skip("they have run in this process")
-    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-k", "triton", str(Path(__file__))]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "triton",
+        str(Path(__file__)),
+    ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
 
@@ -289,7 +323,7 @@ def test_more_than_int32_can_count() -> None:
     _check_rounded(logits[-2:], tail, 1e-5 * tail.abs())
 
 
-# --- which ---------------------------------------------------------------------------------------------------------------------------
+# --- which ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -306,14 +340,18 @@ def test_more_than_int32_can_count() -> None:
         ("cuda", torch.float16, "PlainRows"),
     ],
 )
-def test_the_passes_fit_device_and_dtype(device: str, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_passes_fit_device_and_dtype(
+    device: str, dtype: torch.dtype, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in = ModuleType("rows_cuda")  # for what needs triton
     stand_in.TritonRows = type("TritonRows", (), {})
     monkeypatch.setitem(sys.modules, "lens_rnn.fitting.rows_cuda", stand_in)
     assert type(rows_for(dtype, torch.device(device))).__name__ == expected
 
 
-def test_without_triton_the_plain_passes_serve_and_say_so_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_triton_the_plain_passes_serve_and_say_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "lens_rnn.fitting.rows_cuda", raising=False)
     _log_once.cache_clear()

@@ -1,4 +1,5 @@
-"""Adapters: what each family's hidden states are, agreement with stored reference logits, and every refusal in one line."""
+"""Adapters: what each family's hidden states are, agreement with stored reference logits, and every refusal in one
+line."""
 
 import copy
 import json
@@ -70,7 +71,7 @@ def block_outputs(model: ModelAdapter, ids: Tensor) -> list[Tensor]:
     return seen
 
 
-# --- what an adapter gives ---------------------------------------------------------------------------------------------------
+# --- what an adapter gives --------------------------------------------------------------------------------------------
 
 
 def test_sizes(tiny_model: ModelAdapter, family: str) -> None:
@@ -93,7 +94,9 @@ def test_forward_gives_what_transformers_gives(tiny_model: ModelAdapter, ids: Te
 
 
 @pytest.mark.parametrize("fixture", ["tiny_mamba", "tiny_rwkv4"])
-def test_the_last_state_of_a_recurrent_model_enters_the_final_norm(fixture: str, ids: Tensor, request: pytest.FixtureRequest) -> None:
+def test_the_last_state_of_a_recurrent_model_enters_the_final_norm(
+    fixture: str, ids: Tensor, request: pytest.FixtureRequest
+) -> None:
     model: ModelAdapter = request.getfixturevalue(fixture)
     got = model.forward(ids)
     assert torch.equal(got.hidden_states[-1], got.norm_input)
@@ -116,7 +119,8 @@ def test_neox_states_are_block_inputs_and_its_norm_input_is_none_of_them(tiny_ne
 
 
 def test_rwkv4_states_are_halved_after_six_blocks(ids: Tensor) -> None:
-    """States after block 6 are half of those of the model that is not rescaled; a hook on that block sees them whole."""
+    """States after block 6 are half of those of the model that is not rescaled; a hook on that block sees them
+    whole."""
     plain = make_model("rwkv4")
     plain.config.rescale_every = 0
     with torch.no_grad():
@@ -129,7 +133,9 @@ def test_rwkv4_states_are_halved_after_six_blocks(ids: Tensor) -> None:
     torch.testing.assert_close(model.forward(ids).final, whole[-1], rtol=1e-4, atol=1e-4)
 
 
-def test_depth_is_the_fraction_of_blocks_applied(tiny_mamba: ModelAdapter, tiny_rwkv4: ModelAdapter, tiny_neox: ModelAdapter) -> None:
+def test_depth_is_the_fraction_of_blocks_applied(
+    tiny_mamba: ModelAdapter, tiny_rwkv4: ModelAdapter, tiny_neox: ModelAdapter
+) -> None:
     assert [tiny_mamba.depth(i) for i in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
     assert [tiny_rwkv4.depth(i) for i in (0, 3, 7)] == pytest.approx([1 / 8, 1 / 2, 1])
     assert [tiny_neox.depth(i) for i in range(3)] == pytest.approx([0, 1 / 3, 2 / 3])
@@ -153,14 +159,16 @@ def test_a_copied_model_is_independent(tiny_model: ModelAdapter, ids: Tensor) ->
     assert torch.equal(tiny_model.forward(ids).final, expected)
 
 
-# --- loading -----------------------------------------------------------------------------------------------------------------
+# --- loading ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_model_is_loaded_back(
     tiny_model: ModelAdapter, family: str, ids: Tensor, tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     loaded = load_model(save_model(make_model(family, 257), tmp_path / "fresh", byte_tokenizer))
-    again = load_model(save_model(loaded, tmp_path / "used", byte_tokenizer))  # RWKV-4 is rescaled by now, and must not be saved so
+    again = load_model(
+        save_model(loaded, tmp_path / "used", byte_tokenizer)
+    )  # RWKV-4 is rescaled by now, and must not be saved so
     expected = wrap_model(make_model(family, 257)).forward(ids)
     for model in (loaded, again):
         assert type(model) is type(tiny_model)
@@ -184,7 +192,10 @@ def test_stored_reference_logits_are_reproduced(name: str, test_data: Path, tmp_
 
 def test_bfloat16(family: str, ids: Tensor, tmp_path: Path) -> None:
     folder = save_model(make_model(family), tmp_path)
-    by_name, by_type = load_model(folder, dtype="bfloat16"), load_model(folder, dtype=torch.bfloat16)  # each passes its check
+    by_name, by_type = (
+        load_model(folder, dtype="bfloat16"),
+        load_model(folder, dtype=torch.bfloat16),
+    )  # each passes its check
     got = by_name.forward(ids)
     assert by_name.dtype == by_type.dtype == torch.bfloat16
     assert torch.equal(got.final, by_type.forward(ids).final)
@@ -199,7 +210,9 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 def test_a_name_that_the_hub_does_not_have_is_refused_in_one_line() -> None:
     message = refusal(lambda: load_model("no/such-model"))
-    assert message.startswith("cannot load model no/such-model (no such file or folder here, and the Hub did not give it)")
+    assert message.startswith(
+        "cannot load model no/such-model (no such file or folder here, and the Hub did not give it)"
+    )
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:
@@ -258,16 +271,22 @@ def test_damaged_or_missing_config(folder: Path) -> None:
 
 
 def test_unknown_dtype(folder: Path) -> None:
-    assert refusal(lambda: load_model(folder, dtype="int3")) == "unknown dtype 'int3'; choose from float32, bfloat16, float16"
+    assert (
+        refusal(lambda: load_model(folder, dtype="int3"))
+        == "unknown dtype 'int3'; choose from float32, bfloat16, float16"
+    )
 
 
 def test_a_missing_tokenizer_matters_only_when_it_is_used(folder: Path, ids: Tensor) -> None:
-    """From the model type alone transformers would make a tokenizer without a vocabulary, which reads every text as nothing."""
+    """From the model type alone transformers would make a tokenizer without a vocabulary, which reads every text as
+    nothing."""
     for path in folder.glob("tokenizer*"):
         path.unlink()
     model = load_model(folder)
     assert model.forward(ids).final.isfinite().all()
-    assert refusal(lambda: model.tokenizer) == f"{folder} has no tokenizer beside it; --tokenizer bytes fits its 257 ids"
+    assert (
+        refusal(lambda: model.tokenizer) == f"{folder} has no tokenizer beside it; --tokenizer bytes fits its 257 ids"
+    )
 
 
 def test_a_damaged_tokenizer_is_named_as_such(folder: Path) -> None:
@@ -284,14 +303,16 @@ def test_another_tokenizer(folder: Path, saved: Path, tmp_path: Path) -> None:
     assert "cannot load tokenizer" in refusal(lambda: load_model(folder, tokenizer=folder))
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_has_is_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_tokenizer_with_more_ids_than_the_model_has_is_refused(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
     model = load_model(save_model(make_model("mamba", 96), tmp_path / "small", byte_tokenizer))
     message = refusal(lambda: model.tokenizer)
     assert "ids up to 256" in message
     assert "vocabulary of 96" in message
 
 
-# --- wrong adapters and new architectures ------------------------------------------------------------------------------------
+# --- wrong adapters and new architectures -----------------------------------------------------------------------------
 
 
 class WrongNorm(MambaAdapter):

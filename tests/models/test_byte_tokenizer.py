@@ -1,4 +1,5 @@
-"""The byte tokenizer: ids, texts, what ends one, models of each size; and the tokenizer that an error names, by size."""
+"""The byte tokenizer: ids, texts, what ends one, models of each size; and the tokenizer that an error names, by
+size."""
 
 import json
 import logging
@@ -35,7 +36,10 @@ ODD = [
 def texts() -> list[str]:
     """ODD, and any characters."""
     rng = random.Random(0)
-    some = ["".join(chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])) for _ in range(99)) for _ in range(50)]
+    some = [
+        "".join(chr(rng.choice([rng.randint(0, 0xD7FF), rng.randint(0xE000, 0x10FFFF)])) for _ in range(99))
+        for _ in range(50)
+    ]
     return [*ODD, *some, bytes(rng.choices(range(256), k=2000)).decode("utf-8", "replace")]
 
 
@@ -60,7 +64,7 @@ def size(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-# --- ids and texts ---------------------------------------------------------------------------------------------------------------
+# --- ids and texts ----------------------------------------------------------------------------------------------------
 
 
 def test_ids_are_the_bytes_of_the_text(size: int) -> None:
@@ -68,15 +72,22 @@ def test_ids_are_the_bytes_of_the_text(size: int) -> None:
     expected = [list(text.encode()) for text in texts()]
     assert tokenizer.is_fast
     assert encode(tokenizer, texts()) == expected
-    assert [tokenizer(text)["input_ids"] for text in ODD] == [tokenizer.encode(text) for text in ODD] == expected[: len(ODD)]
+    assert (
+        [tokenizer(text)["input_ids"] for text in ODD]
+        == [tokenizer.encode(text) for text in ODD]
+        == expected[: len(ODD)]
+    )
     assert tokenizer.batch_decode(expected) == texts()
 
 
 def test_bytes_that_are_no_text(size: int) -> None:
-    """Where a character is cut, or bytes are none, each longest part that could begin a character is one U+FFFD, as in Python."""
+    """Where a character is cut, or bytes are none, each longest part that could begin a character is one U+FFFD, as in
+    Python."""
     tokenizer = byte_tokenizer(size)
     rng = random.Random(1)
-    some = [bytes(rng.choices(range(256), k=30)) for _ in range(200)] + ["漢字👩".encode()[i:j] for i in range(10) for j in range(11)]
+    some = [bytes(rng.choices(range(256), k=30)) for _ in range(200)] + [
+        "漢字👩".encode()[i:j] for i in range(10) for j in range(11)
+    ]
     assert tokenizer.batch_decode([list(data) for data in some]) == [data.decode("utf-8", "replace") for data in some]
     read = token_reader(tokenizer)
     assert [read(i) for i in (0x61, 0xE6, 0, 0x0A)] == ["a", "\\xe6", "\x00", "\n"]
@@ -118,7 +129,9 @@ def test_it_packs_text(size: int, tmp_path: Path, token_cache: Path) -> None:
     held = [f"{i}: é, <|endoftext|> and Ā\n" for i in range(100)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held))
     blocks = load_blocks(DataConfig(data=str(tmp_path / "texts.jsonl"), seq_len=8), "fit", tokenizer)
-    assert blocks.n_tokens == blocks.n_bytes + blocks.n_documents  # hence bits per byte are those of nats per token, nearly
+    assert (
+        blocks.n_tokens == blocks.n_bytes + blocks.n_documents
+    )  # hence bits per byte are those of nats per token, nearly
     documents = bytes(min(i, 255) for i in blocks.tokens.ravel()).split(bytes([min(end, 255)]))
     assert [data.decode() for data in documents[:-1]] == [text for text in held if text.encode() in documents]
     assert len(documents) > 90
@@ -131,7 +144,7 @@ def test_packed_text_is_kept_apart_by_what_ends_it() -> None:
     assert hashes[257] == hashes[260] != hashes[256]
 
 
-# --- models ----------------------------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +194,8 @@ def test_a_folder_of_that_name_is_named_as_a_path(
 
 
 def test_the_trained_byte_models(test_data: Path) -> None:
-    """RWKV-5.2 of rwkv.cpp, trained on English bytes: it beats a byte's 8 bits by far, so ids are the bytes that it knows."""
+    """RWKV-5.2 of rwkv.cpp, trained on English bytes: it beats a byte's 8 bits by far, so ids are the bytes that it
+    knows."""
     model = load_model(test_data / "rwkv_tiny/tiny-rwkv-5v2-730K.pth", tokenizer="bytes")
     text = "In the beginning God created the heaven and the earth. And the earth was without form, and void;"
     ids = model.tokenizer(text, return_tensors="pt").input_ids
@@ -189,7 +203,7 @@ def test_the_trained_byte_models(test_data: Path) -> None:
     assert -log_p.gather(-1, ids[0, 1:, None]).mean() / torch.log(torch.tensor(2.0)) < 4
 
 
-# --- the tokenizer that an error names -------------------------------------------------------------------------------------------
+# --- the tokenizer that an error names --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,11 +213,16 @@ def test_the_trained_byte_models(test_data: Path) -> None:
         *[(n, "--tokenizer openai-community/gpt2") for n in (50_257, 50_260, 50_264)],
         *[(n, "--tokenizer EleutherAI/gpt-neox-20b") for n in (50_277, 50_280, 50_288, 50_304, 50_432, 50_688)],
         *[(n, "rwkv_vocab_v20230424.txt with --tokenizer") for n in (65_530, 65_536)],
-        *[(n, "name one with --tokenizer") for n in (1, 96, 255, 261, 384, 32_000, 50_256, 50_265, 50_276, 50_689, 65_529, 65_537)],
+        *[
+            (n, "name one with --tokenizer")
+            for n in (1, 96, 255, 261, 384, 32_000, 50_256, 50_265, 50_276, 50_689, 65_529, 65_537)
+        ],
     ],
 )
 def test_hints_go_by_the_size_of_the_vocabulary(n: int, named: str) -> None:
-    others = {"bytes", "gpt2", "gpt-neox", "rwkv_vocab"} - {part for part in ("bytes", "gpt2", "gpt-neox", "rwkv_vocab") if part in named}
+    others = {"bytes", "gpt2", "gpt-neox", "rwkv_vocab"} - {
+        part for part in ("bytes", "gpt2", "gpt-neox", "rwkv_vocab") if part in named
+    }
     assert named in hint(n)
     assert not any(other in hint(n) for other in others)
     assert named.startswith("name one") or f"{n:,} ids" in hint(n)
@@ -216,18 +235,26 @@ def test_the_tokenizer_that_is_named_fits(test_data: Path) -> None:
     neox = json.loads((test_data / "tokenizers/20B_tokenizer.json").read_text())
     ids = [*neox["model"]["vocab"].values(), *(token["id"] for token in neox["added_tokens"])]
     assert (max(ids), "gpt-neox" in hint(max(ids) + 1), "gpt-neox" in hint(max(ids))) == (50_276, True, False)
-    world = [int(line.split(" ", 1)[0]) for line in (test_data / "tokenizers/rwkv_vocab_v20230424.txt").open(encoding="utf-8")]
+    world = [
+        int(line.split(" ", 1)[0])
+        for line in (test_data / "tokenizers/rwkv_vocab_v20230424.txt").open(encoding="utf-8")
+    ]
     assert (max(world), "World" in hint(max(world) + 1), "World" in hint(max(world))) == (65_529, True, False)
 
 
 def test_the_error_of_a_model_names_one(folder: Path, tmp_path: Path) -> None:
-    assert refusal(lambda: load_model(folder).tokenizer) == f"{folder} has no tokenizer beside it; --tokenizer bytes fits its 256 ids"
+    assert (
+        refusal(lambda: load_model(folder).tokenizer)
+        == f"{folder} has no tokenizer beside it; --tokenizer bytes fits its 256 ids"
+    )
     byte_tokenizer(257).save_pretrained(tmp_path / "larger")
     message = refusal(lambda: load_model(folder, tokenizer=tmp_path / "larger").tokenizer)
     assert message.endswith(f"has ids up to 256, and {folder} a vocabulary of 256; --tokenizer bytes fits its 256 ids")
     torch.save(official_weights("7", vocab_size=50_277, blocks=1), tmp_path / "pile.pth")
     message = refusal(lambda: load_model(tmp_path / "pile.pth").tokenizer)
-    assert message.endswith("pile.pth has no tokenizer beside it; --tokenizer EleutherAI/gpt-neox-20b fits its 50,277 ids")
+    assert message.endswith(
+        "pile.pth has no tokenizer beside it; --tokenizer EleutherAI/gpt-neox-20b fits its 50,277 ids"
+    )
 
 
 def test_no_tokenizer_beside_a_model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

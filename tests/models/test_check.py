@@ -1,4 +1,5 @@
-"""What a model loses when part of it does not work here, and what goes on; transformers that has moved under our feet."""
+"""What a model loses when part of it does not work here, and what goes on; transformers that has moved under our
+feet."""
 
 import copy
 from collections.abc import Callable
@@ -32,7 +33,9 @@ PURE = ("mamba", "falcon_mamba", "mamba2", "rwkv4", "rwkv5", "rwkv6", "rwkv7", "
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_nothing_is_switched_off_where_all_is_well(family: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_switched_off_where_all_is_well(
+    family: str, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
     adapter = wrap_model(make_model(family).to(dtype))
     assert adapter.off == {}
     assert not [record for record in caplog.records if record.name.startswith("lens_rnn")]
@@ -53,7 +56,9 @@ def assert_lens_works(adapter: ModelAdapter) -> None:
     """Fit, evaluation and steering of the residual stream go on."""
     text = make_blocks(blocks=24, seq_len=16)
     lens = fit(adapter, text, FitConfig(batch_size=4, passes=3, products="float32")).lens
-    figures = evaluate(adapter, {"logit": LogitLens.from_adapter(adapter), "tuned": lens}, make_blocks(blocks=6, seq_len=16, seed=2))
+    figures = evaluate(
+        adapter, {"logit": LogitLens.from_adapter(adapter), "tuned": lens}, make_blocks(blocks=6, seq_len=16, seed=2)
+    )
     for i in adapter.fitted_layers:
         assert figures.lenses["tuned"][i].kl < figures.lenses["logit"][i].kl
     vectors = fit_vectors(adapter, [Pair((1, 2), (1, 3)), Pair((4, 2), (4, 3))], states=False).vectors
@@ -61,17 +66,27 @@ def assert_lens_works(adapter: ModelAdapter) -> None:
         assert not torch.allclose(adapter.forward(IDS).final, adapter.forward(IDS).final * 0)
 
 
-def test_a_fused_path_that_disagrees_gives_way_to_transformers(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fused_path_that_disagrees_gives_way_to_transformers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither its values nor the states that it would make are used."""
     expected = wrap_model(make_model("mamba")).forward(IDS)
-    monkeypatch.setattr(recurrences, "selective_scan", lambda u, dt, A, B, C, start: (u * dt, u.new_zeros(len(u), *A.shape)))
+    monkeypatch.setattr(
+        recurrences, "selective_scan", lambda u, dt, A, B, C, start: (u * dt, u.new_zeros(len(u), *A.shape))
+    )
     adapter = wrap_model(make_model("mamba"))
     assert set(adapter.off) == {FUSED, STATE, ATTENTION}
     first, second, _ = (record.getMessage() for record in caplog.records if record.name.startswith("lens_rnn"))
-    assert "(model type 'mamba') goes without its fused path: hidden state 0 differs from the one transformers returns (" in first
+    assert (
+        "(model type 'mamba') goes without its fused path: hidden state 0 differs from the one transformers returns ("
+        in first
+    )
     assert first.endswith("; transformers' own code takes its place")
     assert f"transformers {transformers.__version__} (tested with " in first
-    assert "goes without its recurrent state: continuing from a recurrent state does not give what the whole input gives" in second
+    assert (
+        "goes without its recurrent state: continuing from a recurrent state does not give what the whole input gives"
+        in second
+    )
     torch.testing.assert_close(adapter.forward(IDS).final, expected.final, rtol=1e-4, atol=1e-5)
 
 
@@ -85,14 +100,21 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, caplog:
     assert_lens_works(adapter)
 
 
-def test_a_wrong_state_is_switched_off_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_state_is_switched_off_and_the_rest_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run_block = RWKVAdapter.run_block
-    monkeypatch.setattr(RWKVAdapter, "run_block", lambda self, i, x, _before, passage: run_block(self, i, x, None, passage))
+    monkeypatch.setattr(
+        RWKVAdapter, "run_block", lambda self, i, x, _before, passage: run_block(self, i, x, None, passage)
+    )
     adapter = wrap_model(make_model("rwkv6"))
     assert set(adapter.off) == {STATE}
     assert "goes without its recurrent state" in warning(caplog)
     assert not adapter.has_state
-    reason = "the recurrent state of model type 'rwkv_official' cannot be reached: continuing from a recurrent state does not give"
+    reason = (
+        "the recurrent state of model type 'rwkv_official' cannot be reached: continuing from a recurrent state "
+        "does not give"
+    )
     assert refusal(lambda: adapter.advance(IDS)).startswith(reason)
     with pytest.raises(ConfigError, match=f"^{reason}"):
         fit_vectors(adapter, [Pair((1, 2), (1, 3))], states=True)
@@ -100,7 +122,9 @@ def test_a_wrong_state_is_switched_off_and_the_rest_goes_on(monkeypatch: pytest.
     assert_lens_works(adapter)
 
 
-def test_a_hidden_attention_that_is_wrong_is_switched_off(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hidden_attention_that_is_wrong_is_switched_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     recurrence = MambaAdapter.recurrence
 
     def wrong(self: MambaAdapter, index: int, x: Tensor) -> Any:
@@ -115,7 +139,7 @@ def test_a_hidden_attention_that_is_wrong_is_switched_off(monkeypatch: pytest.Mo
     assert adapter.advance(IDS)[1].tokens == 12
 
 
-# --- transformers has moved --------------------------------------------------------------------------------------------------
+# --- transformers has moved -------------------------------------------------------------------------------------------
 
 
 def all_caches() -> list[type]:
@@ -124,7 +148,9 @@ def all_caches() -> list[type]:
 
 
 @pytest.mark.parametrize("family", PURE)
-def test_caches_that_cannot_be_made_go_unnoticed(family: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_caches_that_cannot_be_made_go_unnoticed(
+    family: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = wrap_model(make_model(family))
 
     def refuse(*_: object, **__: object) -> None:
@@ -142,11 +168,14 @@ def test_caches_that_cannot_be_made_go_unnoticed(family: str, monkeypatch: pytes
     assert torch.equal(ours.final, theirs.final)
     for block, other in zip(state.blocks, expected.blocks, strict=True):
         assert all(torch.equal(block[name], other[name]) for name in other)
-    torch.testing.assert_close(adapter.advance(IDS[:, 5:], state)[0].final, before.forward(IDS).final[:, 5:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        adapter.advance(IDS[:, 5:], state)[0].final, before.forward(IDS).final[:, 5:], rtol=1e-4, atol=1e-4
+    )
 
 
 def without_keywords(forward: Callable, lost: set[str]) -> Callable:
-    """A module's forward that knows some keywords no longer: transformers' own code passes them under other names now."""
+    """A module's forward that knows some keywords no longer: transformers' own code passes them under other names
+    now."""
 
     def moved(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = {name.removeprefix("moved_"): value for name, value in kwargs.items()}
@@ -160,7 +189,11 @@ def without_keywords(forward: Callable, lost: set[str]) -> Callable:
 def test_a_keyword_that_a_block_has_lost_goes_unnoticed(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model calls its blocks, and they their mixers, by the new name; whoever uses the old one fails."""
     model = make_model(family)
-    inner = [m for m in model.base_model.modules() if type(m).__name__.endswith(("Block", "Mixer", "SelfAttention", "FeedForward"))]
+    inner = [
+        m
+        for m in model.base_model.modules()
+        if type(m).__name__.endswith(("Block", "Mixer", "SelfAttention", "FeedForward"))
+    ]
     lost = {"cache_params", "cache", "past_key_values", "state", "attention_mask"}
     for kind in {type(module) for module in inner}:
         monkeypatch.setattr(kind, "forward", without_keywords(kind.forward, lost))
@@ -168,7 +201,9 @@ def test_a_keyword_that_a_block_has_lost_goes_unnoticed(family: str, monkeypatch
     adapter = wrap_model(model)
     assert adapter.off == {}
     _, state = adapter.advance(IDS[:, :5])
-    torch.testing.assert_close(adapter.advance(IDS[:, 5:], state)[0].final, adapter.forward(IDS).final[:, 5:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        adapter.advance(IDS[:, 5:], state)[0].final, adapter.forward(IDS).final[:, 5:], rtol=1e-4, atol=1e-4
+    )
     assert_lens_works(adapter)
 
 
@@ -195,7 +230,11 @@ def test_one_hidden_state_more_is_refused_in_one_line(family: str, monkeypatch: 
     message = refusal(lambda: wrap_model(model))
     blocks = len(model.base_model.blocks if family == "rwkv4" else model.base_model.layers)
     assert f"model type {model.config.model_type!r}" in message
-    declared = f"0 stacks of {blocks + 1} blocks" if family == "neox" else f"{blocks + 2} hidden states where {blocks + 1} are declared"
+    declared = (
+        f"0 stacks of {blocks + 1} blocks"
+        if family == "neox"
+        else f"{blocks + 2} hidden states where {blocks + 1} are declared"
+    )
     assert declared in message
     assert f"transformers {transformers.__version__} (tested with {versions.TESTED['transformers'][0]}" in message
 
@@ -216,7 +255,8 @@ def test_a_state_shares_no_memory_with_the_model(where: str) -> None:
 
 
 def test_reading_on_where_no_kernel_of_ours_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: whole texts by transformers' own code, reading on in plain torch and in chunks, not token by token."""
+    """As on a GPU: whole texts by transformers' own code, reading on in plain torch and in chunks, not token by
+    token."""
     for family in ("mamba", "rwkv4"):
         adapter = wrap_model(make_model(family).double())  # the kernels are float32
         assert not adapter.fused

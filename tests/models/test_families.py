@@ -1,4 +1,5 @@
-"""Every supported family: what its hidden states are, its recurrent state, and a lens fitted, saved, loaded and evaluated on it."""
+"""Every supported family: what its hidden states are, its recurrent state, and a lens fitted, saved, loaded and
+evaluated on it."""
 
 from pathlib import Path
 
@@ -34,13 +35,16 @@ def test_forward_gives_what_the_model_gives(every_model: ModelAdapter) -> None:
 
 
 def test_layers_mean_what_is_declared(every_model: ModelAdapter) -> None:
-    """The hidden states seen from outside, by hooks on the blocks; RWKV-4 halves what its hooks see, which test_adapter.py looks at."""
+    """The hidden states seen from outside, by hooks on the blocks; RWKV-4 halves what its hooks see, which
+    test_adapter.py looks at."""
     outputs: list[Tensor] = []
     inputs: list[Tensor] = []
     hooks = []
     for block in every_model.blocks:
         hooks.append(block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])))
-        hooks.append(block.register_forward_hook(lambda _, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out)))
+        hooks.append(
+            block.register_forward_hook(lambda _, _args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+        )
     try:
         with torch.no_grad():
             every_model.model(IDS)
@@ -55,7 +59,9 @@ def test_layers_mean_what_is_declared(every_model: ModelAdapter) -> None:
     first = 1 / every_model.n_layers if every_model.states_after_blocks else 0.0
     assert every_model.depth(0) == pytest.approx(first)
     assert every_model.depth(every_model.n_layers - 1) == pytest.approx(first + 1 - 1 / every_model.n_layers)
-    assert every_model.trivial_layers == (frozenset({every_model.n_layers - 1}) if every_model.states_after_blocks else frozenset())
+    assert every_model.trivial_layers == (
+        frozenset({every_model.n_layers - 1}) if every_model.states_after_blocks else frozenset()
+    )
 
 
 @pytest.mark.parametrize("cuts", [(1,), (7,), (13,), (5, 6, 9)], ids=str)
@@ -69,7 +75,9 @@ def test_reading_in_parts_gives_what_reading_at_once_gives(recurrent: ModelAdapt
     assert state is not None
     assert state.tokens == IDS.shape[1]
     for i in range(recurrent.n_layers):
-        torch.testing.assert_close(torch.cat([p.hidden_states[i] for p in parts], 1), whole.hidden_states[i], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            torch.cat([p.hidden_states[i] for p in parts], 1), whole.hidden_states[i], rtol=1e-5, atol=1e-5
+        )
     torch.testing.assert_close(torch.cat([p.final for p in parts], 1), whole.final, rtol=1e-5, atol=1e-5)
 
 
@@ -103,7 +111,9 @@ def test_every_tensor_of_a_state_matters_and_a_copy_shares_nothing(recurrent: Mo
 def test_a_repeated_state_serves_several_endings(recurrent: ModelAdapter) -> None:
     _, state = recurrent.advance(IDS[:, :6])
     got, _ = recurrent.advance(IDS[:, 6:].repeat_interleave(2, 0), state.repeat(2))
-    torch.testing.assert_close(got.final, recurrent.forward(IDS).final[:, 6:].repeat_interleave(2, 0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got.final, recurrent.forward(IDS).final[:, 6:].repeat_interleave(2, 0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_an_edit_is_what_the_next_block_reads_and_leaves_nothing_behind(every_model: ModelAdapter) -> None:
@@ -116,7 +126,9 @@ def test_an_edit_is_what_the_next_block_reads_and_leaves_nothing_behind(every_mo
         assert torch.equal(got.hidden_states[layer], torch.zeros_like(got.norm_input))
         for earlier in range(layer):
             torch.testing.assert_close(got.hidden_states[earlier], before.hidden_states[earlier])
-        for later in range(layer + 1, every_model.n_layers):  # from a residual stream of zeros every token of a text goes on alike
+        for later in range(
+            layer + 1, every_model.n_layers
+        ):  # from a residual stream of zeros every token of a text goes on alike
             assert not torch.allclose(got.hidden_states[later], before.hidden_states[later], atol=1e-3)
         assert not torch.allclose(got.final, before.final, atol=1e-3)
         if every_model.states_after_blocks and layer == every_model.n_layers - 1:
@@ -126,8 +138,11 @@ def test_an_edit_is_what_the_next_block_reads_and_leaves_nothing_behind(every_mo
     assert torch.equal(every_model.forward(IDS).final, before.final)
 
 
-def test_an_edit_in_the_units_of_hidden_states_also_where_they_are_halved(models_of_every_family: dict[str, ModelAdapter]) -> None:
-    """Putting a state of another text in its place makes the rest of the model do what it does there, in RWKV-4 after the halving too."""
+def test_an_edit_in_the_units_of_hidden_states_also_where_they_are_halved(
+    models_of_every_family: dict[str, ModelAdapter],
+) -> None:
+    """Putting a state of another text in its place makes the rest of the model do what it does there, in RWKV-4 after
+    the halving too."""
     model = models_of_every_family["rwkv4"]
     other = IDS.roll(1, 0)
     states = model.forward(other).hidden_states
@@ -150,7 +165,9 @@ def test_states_that_do_not_fit(recurrent: ModelAdapter, tiny_rwkv4: ModelAdapte
     _, state = recurrent.advance(IDS[:, :4])
     with pytest.raises(ModelError, match="no token to read"):
         recurrent.advance(IDS[:, :0], state)
-    with pytest.raises(ModelError, match=r"a state of 3 sequences and . blocks with .* cannot be continued with 1 sequences"):
+    with pytest.raises(
+        ModelError, match=r"a state of 3 sequences and . blocks with .* cannot be continued with 1 sequences"
+    ):
         recurrent.advance(IDS[:1], state)
     if recurrent.state_names != tiny_rwkv4.state_names:
         with pytest.raises(ModelError, match="whose state has 8 blocks with ffn_shift, att_shift, num, den, max"):
@@ -169,7 +186,9 @@ def test_a_transformer_says_that_it_has_no_state(tiny_neox: ModelAdapter) -> Non
         tiny_neox.advance(IDS)
 
 
-@pytest.mark.parametrize("family", [f for f in ALL_FAMILIES if f not in ("mamba", "rwkv4", "neox")])  # of those, tests/fitting tells more
+@pytest.mark.parametrize(
+    "family", [f for f in ALL_FAMILIES if f not in ("mamba", "rwkv4", "neox")]
+)  # of those, tests/fitting tells more
 def test_a_lens_is_fitted_saved_loaded_and_evaluated(family: str, tmp_path: Path) -> None:
     folder = save_model(make_model(family), tmp_path / "model")
     adapter = load_model(folder)

@@ -1,4 +1,5 @@
-"""Models whose family has no file here, code beside the weights included: found by watching them run, and refused where they cannot be."""
+"""Models whose family has no file here, code beside the weights included: found by watching them run, and refused where
+they cannot be."""
 
 import json
 from pathlib import Path
@@ -25,7 +26,8 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 class GatedConfig(PreTrainedConfig):
     model_type = "gated_rnn"
     def __init__(self, vocab_size=257, hidden_size=24, num_hidden_layers=3, states="{states}", **kwargs):
-        self.vocab_size, self.hidden_size, self.num_hidden_layers, self.states = vocab_size, hidden_size, num_hidden_layers, states
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.num_hidden_layers, self.states = num_hidden_layers, states
         super().__init__(**kwargs)
 
 class Block(nn.Module):
@@ -83,7 +85,9 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase, states: str) ->
     (folder / f"{name}.py").write_text(CODE.replace("{states}", states))
     auto = {"AutoConfig": f"{name}.GatedConfig", "AutoModelForCausalLM": f"{name}.GatedForCausalLM"}
     config = {"model_type": "gated_rnn", "architectures": ["GatedForCausalLM"], "auto_map": auto, "states": states}
-    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 257, "hidden_size": 24, "num_hidden_layers": 3}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"vocab_size": 257, "hidden_size": 24, "num_hidden_layers": 3})
+    )
     space: dict = {}
     exec(compile(CODE.replace("{states}", states), "code", "exec"), space)
     torch.manual_seed(0)
@@ -113,7 +117,9 @@ def test_code_beside_the_weights(states: str, tmp_path: Path, byte_tokenizer: Pr
     assert "cannot be reached" in refusal(lambda: model.advance(ids))
 
 
-def test_a_model_that_tells_no_hidden_states_is_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_model_that_tells_no_hidden_states_is_refused(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
     folder = checkpoint(tmp_path / "model", byte_tokenizer, "never")
     message = refusal(lambda: load_model(folder, trust_remote_code=True))
     assert "cannot be taken apart: 0 stacks of 0 blocks" in message
@@ -134,7 +140,10 @@ def test_what_watching_finds_is_what_the_familys_own_adapter_declares(family: st
 
 
 BROKEN = {
-    "its own code does not run here (ValueError: on purpose)": ("s, ys = torch.zeros_like(v[:, 0]), []", "raise ValueError('on purpose')"),
+    "its own code does not run here (ValueError: on purpose)": (
+        "s, ys = torch.zeros_like(v[:, 0]), []",
+        "raise ValueError('on purpose')",
+    ),
     "it returns no hidden states": ("return CausalLMOutput(logits=", "return (lambda **kw: (kw['logits'],))(logits="),
     "its head is not called as a module": (
         "logits=self.head(inner.last_hidden_state)",

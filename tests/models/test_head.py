@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize(("name", "expected"), [("granite", LogitMap(1 / 8)), ("falcon_h1", LogitMap(0.4)), ("gemma2", LogitMap(1.0, 2.0))])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("granite", LogitMap(1 / 8)), ("falcon_h1", LogitMap(0.4)), ("gemma2", LogitMap(1.0, 2.0))]
+)
 def test_scale_and_cap_are_the_configurations_own(name: str, expected: LogitMap, dtype: torch.dtype) -> None:
     assert wrap_model(make_hybrid(name).to(dtype)).logit_map == expected
 

@@ -1,4 +1,5 @@
-"""Every recurrent and hybrid family of transformers without a file here: lens, state, steering, without a flag; and some controls."""
+"""Every recurrent and hybrid family of transformers without a file here: lens, state, steering, without a flag; and
+some controls."""
 
 from collections.abc import Callable
 from functools import cache

@@ -1,4 +1,5 @@
-"""Checkpoints in their authors' layouts: logits against a naive reading of the same files and the rwkv package; refusals by name."""
+"""Checkpoints in their authors' layouts: logits against a naive reading of the same files and the rwkv package;
+refusals by name."""
 
 import importlib
 import json
@@ -25,16 +26,39 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 Config = dict[str, Any]
 
-# What state-spaces/mamba-130m and mamba2-130m have in config.json, at another size; and a setting of each that is not the default.
+# What state-spaces/mamba-130m and mamba2-130m have in config.json, at another size; and a setting of each that is not
+# the default.
 MAMBA1 = {"d_model": 24, "n_layer": 2, "vocab_size": 61, "ssm_cfg": {}, "rms_norm": True, "residual_in_fp32": True}
 MAMBA1 |= {"fused_add_norm": True, "pad_vocab_size_multiple": 8}
-MAMBA2 = {**MAMBA1, "d_model": 64, "d_intermediate": 0, "ssm_cfg": {"layer": "Mamba2"}, "attn_layer_idx": [], "attn_cfg": {}}
+MAMBA2 = {
+    **MAMBA1,
+    "d_model": 64,
+    "d_intermediate": 0,
+    "ssm_cfg": {"layer": "Mamba2"},
+    "attn_layer_idx": [],
+    "attn_cfg": {},
+}
 MAMBA2 |= {"pad_vocab_size_multiple": 16, "tie_embeddings": True}
 SHARED = {"d_state": 6, "d_conv": 3, "expand": 3, "bias": True, "conv_bias": False}
-OTHER1 = {**MAMBA1, "tie_embeddings": False, "norm_epsilon": 0.05, "ssm_cfg": {"layer": "Mamba1", "dt_rank": 5, "dt_min": 0.002, **SHARED}}
+OTHER1 = {
+    **MAMBA1,
+    "tie_embeddings": False,
+    "norm_epsilon": 0.05,
+    "ssm_cfg": {"layer": "Mamba1", "dt_rank": 5, "dt_min": 0.002, **SHARED},
+}
 OTHER2 = {**MAMBA2, "tie_embeddings": False, "vocab_size": 64}
-OTHER2["ssm_cfg"] = {"layer": "Mamba2", "headdim": 16, "ngroups": 2, "chunk_size": 16, "d_ssm": None, **SHARED, "expand": 2}
-CONFIGS = {"mamba1": MAMBA1, "mamba1-other": OTHER1, "mamba2": MAMBA2} | ({"mamba2-other": OTHER2} if norms_groups() else {})
+OTHER2["ssm_cfg"] = {
+    "layer": "Mamba2",
+    "headdim": 16,
+    "ngroups": 2,
+    "chunk_size": 16,
+    "d_ssm": None,
+    **SHARED,
+    "expand": 2,
+}
+CONFIGS = {"mamba1": MAMBA1, "mamba1-other": OTHER1, "mamba2": MAMBA2} | (
+    {"mamba2-other": OTHER2} if norms_groups() else {}
+)
 
 
 def native_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -55,7 +79,11 @@ def native_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     mixer |= {"conv1d.bias": (convolved,)} if ssm.get("conv_bias", True) else {}
     multiple = config["pad_vocab_size_multiple"]
     vocabulary = math.ceil(config["vocab_size"] / multiple) * multiple
-    shapes = {"backbone.embedding.weight": (vocabulary, d), "backbone.norm_f.weight": (d,), "lm_head.weight": (vocabulary, d)}
+    shapes = {
+        "backbone.embedding.weight": (vocabulary, d),
+        "backbone.norm_f.weight": (d,),
+        "lm_head.weight": (vocabulary, d),
+    }
     for i in range(config["n_layer"]):
         shapes |= {f"backbone.layers.{i}.mixer.{name}": shape for name, shape in mixer.items()}
         shapes |= {f"backbone.layers.{i}.norm.weight": (d,)}
@@ -97,7 +125,7 @@ def refusal(call: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-# --- mamba_ssm ---------------------------------------------------------------------------------------------------------------
+# --- mamba_ssm --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -182,7 +210,9 @@ def test_a_native_configuration_is_told_from_others() -> None:
         (2, {"ssm_cfg": {"layer": "Mamba2", "ngroups": 4}}, "128 channels are not 4 groups of whole heads of 64"),
     ],
 )
-def test_a_configuration_that_transformers_cannot_compute(kind: int, change: Config, message: str, tmp_path: Path) -> None:
+def test_a_configuration_that_transformers_cannot_compute(
+    kind: int, change: Config, message: str, tmp_path: Path
+) -> None:
     config = {1: MAMBA1, 2: MAMBA2}[kind]
     weights = native_weights(config)
     read_state_spaces(write(tmp_path, config, weights))
@@ -206,7 +236,9 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
     assert "embedding.weight has shape (61, 24) where (64, 24)" in with_weights(
         **{"backbone.embedding.weight": short, "lm_head.weight": short}
     )
-    assert "tie_embeddings is true, but lm_head.weight is another" in with_weights(**{"lm_head.weight": torch.ones(64, 24)})
+    assert "tie_embeddings is true, but lm_head.weight is another" in with_weights(
+        **{"lm_head.weight": torch.ones(64, 24)}
+    )
 
 
 def test_a_folder_that_is_not_complete(tmp_path: Path) -> None:
@@ -217,7 +249,9 @@ def test_a_folder_that_is_not_complete(tmp_path: Path) -> None:
     assert "holds no weights" in refusal(lambda: read_state_spaces(tmp_path))
 
 
-def test_groups_are_refused_where_transformers_norms_them_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_are_refused_where_transformers_norms_them_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As Mamba-2 was in earlier versions of transformers; with one group there is no difference."""
     monkeypatch.setattr("lens_rnn.models.families.mamba2.versions.installed", lambda name: "5.22.0")
     wrap_model(read_state_spaces(write(tmp_path, MAMBA2, native_weights(MAMBA2))))
@@ -226,7 +260,7 @@ def test_groups_are_refused_where_transformers_norms_them_as_one(tmp_path: Path,
     assert "install 5.23.0 or newer" in message
 
 
-# --- RWKV-4 ------------------------------------------------------------------------------------------------------------------
+# --- RWKV-4 -----------------------------------------------------------------------------------------------------------
 
 OFFICIAL = (("rwkv.embeddings", "emb"), ("rwkv.", ""), ("attention", "att"), ("feed_forward", "ffn"), ("pre_ln", "ln0"))
 OFFICIAL += (("mix_key", "mix_k"), ("mix_value", "mix_v"), ("mix_receptance", "mix_r"))
@@ -234,7 +268,8 @@ OFFICIAL += (("mix_key", "mix_k"), ("mix_value", "mix_v"), ("mix_receptance", "m
 
 @pytest.fixture
 def official() -> Weights:
-    """Random RWKV-4 weights with the official names, of 8 blocks: transformers halves the residual stream after the sixth."""
+    """Random RWKV-4 weights with the official names, of 8 blocks: transformers halves the residual stream after the
+    sixth."""
     weights = {}
     for name, tensor in make_model("rwkv4").state_dict().items():
         for theirs, ours in OFFICIAL:
@@ -261,23 +296,31 @@ def test_the_model_of_official_names_is_that_of_transformers(official: Weights) 
     kept = {name: tensor.clone() for name, tensor in official.items()}
     model = read_rwkv4(official, context_length=64)
     torch.testing.assert_close(logits(model, ids), logits(make_model("rwkv4").eval(), ids), rtol=0, atol=1e-5)
-    assert all(torch.equal(official[name], tensor) for name, tensor in kept.items()), "running the model changed the caller's tensors"
+    assert all(torch.equal(official[name], tensor) for name, tensor in kept.items()), (
+        "running the model changed the caller's tensors"
+    )
     assert model.config.context_length == 64
     assert not model.training
     wrap_model(model)
 
 
-def test_random_weights_against_the_rwkv_package(official: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_weights_against_the_rwkv_package(
+    official: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = torch.randint(96, (40,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = package_logits(official, ids, tmp_path, monkeypatch)
     assert expected.std() > 0.1
     assert (logits(read_rwkv4(official), torch.tensor([ids]))[0] - expected).abs().max() <= 1e-4
     model = read_rwkv4(official)
-    model.config.rescale_every = 0  # without transformers' halving, to which the norms' epsilon is not indifferent, nearly equal
+    model.config.rescale_every = (
+        0  # without transformers' halving, to which the norms' epsilon is not indifferent, nearly equal
+    )
     assert (logits(model, torch.tensor([ids]))[0] - expected).abs().max() <= 1e-5
 
 
-def test_a_trained_file_against_the_rwkv_package(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trained_file_against_the_rwkv_package(
+    test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = read_weights(test_data / "rwkv_tiny/tiny-rwkv-4v0-660K.pth")
     ids = list(b"It was the best of times, it was the wor")
     expected = package_logits(dict(weights), ids, tmp_path, monkeypatch)
@@ -305,11 +348,23 @@ def test_decays_stay_in_float32(official: Weights) -> None:
         ("blocks.0.ffn.key.weight", None, "it.pth lacks blocks.0.ffn.key.weight;"),
         ("blocks.3.att.time_mix_v", None, "it.pth is taken for RWKV-4 and lacks blocks.3.att.time_mix_v;"),
         ("blocks.0.ln0.bias", None, "it.pth is taken for RWKV-4 and lacks blocks.0.ln0.bias;"),
-        ("blocks.3.att.gate.weight", torch.ones(2, 2), "it.pth is taken for RWKV-4, which has no place for blocks.3.att.gate.weight"),
+        (
+            "blocks.3.att.gate.weight",
+            torch.ones(2, 2),
+            "it.pth is taken for RWKV-4, which has no place for blocks.3.att.gate.weight",
+        ),
         ("blocks.99.ln1.weight", torch.ones(32), "blocks.8.att.receptance.weight and 15 more;"),
         ("emb.weight", torch.ones(96), "it.pth: emb.weight has shape (96,), not two dimensions"),
-        ("blocks.1.att.key.weight", torch.ones(48, 32), "it.pth: blocks.1.att.key.weight has shape (48, 32) where (32, 32) is expected"),
-        ("blocks.1.att.time_mix_k", torch.ones(1, 1, 31), "blocks.1.att.time_mix_k has shape (1, 1, 31) where (1, 1, 32) is expected"),
+        (
+            "blocks.1.att.key.weight",
+            torch.ones(48, 32),
+            "it.pth: blocks.1.att.key.weight has shape (48, 32) where (32, 32) is expected",
+        ),
+        (
+            "blocks.1.att.time_mix_k",
+            torch.ones(1, 1, 31),
+            "blocks.1.att.time_mix_k has shape (1, 1, 31) where (1, 1, 32) is expected",
+        ),
     ],
 )
 def test_official_weights_that_do_not_fit(official: Weights, name: str, tensor: Tensor | None, message: str) -> None:

@@ -1,4 +1,5 @@
-"""Bases in few bits: the head as it is loaded, plain translators, tolerances that follow. On a CPU: no kernel of a GPU is seen here."""
+"""Bases in few bits: the head as it is loaded, plain translators, tolerances that follow. On a CPU: no kernel of a GPU
+is seen here."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ IDS = torch.randint(96, (2, 12), generator=torch.Generator().manual_seed(3))
 
 
 class Int8Linear(nn.Linear):
-    """Weights of 8 bits and a scale a row, as libraries of quantisation keep them; the product is of the model's own precision."""
+    """Weights of 8 bits and a scale a row, as libraries of quantisation keep them; the product is of the model's own
+    precision."""
 
     def __init__(self, plain: nn.Linear):
         super().__init__(plain.in_features, plain.out_features, plain.bias is not None, device="meta")
@@ -41,7 +43,11 @@ def in_int8(model: PreTrainedModel, head: bool = True) -> PreTrainedModel:
     for module in [*model.modules()]:
         for name, child in [*module.named_children()]:
             used_past_the_module = name in ("dt_proj", "x_proj")  # transformers multiplies by their weight itself
-            if type(child) is nn.Linear and not used_past_the_module and (head or child is not model.get_output_embeddings()):
+            if (
+                type(child) is nn.Linear
+                and not used_past_the_module
+                and (head or child is not model.get_output_embeddings())
+            ):
                 setattr(module, name, Int8Linear(child))
     model.is_quantized = True
     return model
@@ -87,8 +93,11 @@ def test_a_base_in_8_bits_gets_a_lens(make: Callable[[], PreTrainedModel], head:
 
 
 def test_a_head_that_the_model_itself_cannot_use_is_refused() -> None:
-    """transformers' Mamba casts the final state to the dtype of the head's weight, which is 0 throughout for whole numbers."""
-    assert "its logits do not depend on its normed final state" in refusal(lambda: wrap_model(in_int8(make_model("mamba"), head=True)))
+    """transformers' Mamba casts the final state to the dtype of the head's weight, which is 0 throughout for whole
+    numbers."""
+    assert "its logits do not depend on its normed final state" in refusal(
+        lambda: wrap_model(in_int8(make_model("mamba"), head=True))
+    )
 
 
 @pytest.mark.parametrize(("library", "bits"), [("torchao", 8), ("bitsandbytes", 8), ("bitsandbytes", 4)])

@@ -37,17 +37,26 @@ def wkv_inputs(batch: int, channels: int, seq: int, spread: float = 3.0) -> list
     g = torch.Generator().manual_seed(batch + channels + seq)
     w = -torch.exp(2 * torch.randn(channels, generator=g) - 1)
     u = torch.randn(channels, generator=g)
-    return [w, u, spread * torch.randn(batch, seq, channels, generator=g), torch.randn(batch, seq, channels, generator=g)]
+    return [
+        w,
+        u,
+        spread * torch.randn(batch, seq, channels, generator=g),
+        torch.randn(batch, seq, channels, generator=g),
+    ]
 
 
-def values_and_gradients(function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def values_and_gradients(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], inputs: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
     """Outputs and the gradients at all inputs of a fixed random weighting of all outputs."""
     inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
     result = function(*inputs)
     outputs = list(result) if isinstance(result, tuple) else [result]
     g = torch.Generator().manual_seed(0)
     weights = [torch.randn(y.shape, generator=g).to(y.dtype) for y in outputs]
-    gradients = torch.autograd.grad(outputs, inputs, weights, materialize_grads=True)  # zeros where an output does not depend
+    gradients = torch.autograd.grad(
+        outputs, inputs, weights, materialize_grads=True
+    )  # zeros where an output does not depend
     return [*(y.detach() for y in outputs), *gradients]
 
 
@@ -130,7 +139,9 @@ def test_wkv_depends_only_on_differences_of_keys(key: float) -> None:
     torch.testing.assert_close(wkv4(w, u, k + key, v), wkv4(w, u, k, v), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("function", "inputs"), [(selective_scan, scan_inputs(3, 70, 9, 4)), (wkv4, wkv_inputs(3, 150, 9))])
+@pytest.mark.parametrize(
+    ("function", "inputs"), [(selective_scan, scan_inputs(3, 70, 9, 4)), (wkv4, wkv_inputs(3, 150, 9))]
+)
 def test_the_number_of_threads_does_not_change_a_bit(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
     results = []
     for count in (1, 2):
@@ -142,7 +153,8 @@ def test_the_number_of_threads_does_not_change_a_bit(function: Callable[..., Ten
 @pytest.mark.parametrize("n", [1, 4, 16])
 @pytest.mark.parametrize("name", SCAN_NAMES)
 def test_scan_passes_nan_on_exactly_where_its_twin_does(name: str, n: int) -> None:
-    """The kernels are compiled with relaxed arithmetic and clamp exponents with max and min, which must not swallow a NaN."""
+    """The kernels are compiled with relaxed arithmetic and clamp exponents with max and min, which must not swallow a
+    NaN."""
     for place in (0, -1):  # a vector lane, and the remainder of a vectorised loop
         inputs = scan_inputs(2, 37, 6, n)
         inputs[SCAN_NAMES.index(name)].view(-1)[place] = torch.nan
@@ -167,7 +179,10 @@ def test_wkv_passes_nan_on_exactly_where_its_twin_does(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("function", "twin", "inputs"),
-    [(selective_scan, naive.selective_scan, scan_inputs(2, 9, 8, 4)), (wkv4, naive.wkv4, wkv_inputs(2, 9, 8, spread=1.0))],
+    [
+        (selective_scan, naive.selective_scan, scan_inputs(2, 9, 8, 4)),
+        (wkv4, naive.wkv4, wkv_inputs(2, 9, 8, spread=1.0)),
+    ],
 )
 def test_bfloat16_inputs_are_computed_in_float32(function: Callable, twin: Callable, inputs: list[Tensor]) -> None:
     rounded = [x.bfloat16() for x in inputs]
@@ -187,7 +202,7 @@ def test_inputs_that_are_not_contiguous() -> None:
     assert torch.equal(selective_scan(*strided)[0], selective_scan(u, dt, A, B, C)[0])
 
 
-# --- inside the models -------------------------------------------------------------------------------------------------------
+# --- inside the models ------------------------------------------------------------------------------------------------
 
 
 def block_values_and_gradients(block: nn.Module, run: Callable[[Tensor], Tensor], hidden: Tensor) -> dict[str, Tensor]:
@@ -223,7 +238,9 @@ def test_a_block_equals_the_one_of_transformers(name: str, models_of_every_famil
 
     hidden = torch.randn(2, 17, adapter.d_model, generator=torch.Generator().manual_seed(0))
     expected = block_values_and_gradients(block, theirs, hidden)
-    assert_same(list(block_values_and_gradients(block, ours, hidden).values()), list(expected.values()), tuple(expected))
+    assert_same(
+        list(block_values_and_gradients(block, ours, hidden).values()), list(expected.values()), tuple(expected)
+    )
 
 
 @pytest.mark.parametrize(("fixture", "kernel"), [("tiny_mamba", "selective_scan"), ("tiny_rwkv4", "wkv4")])

@@ -1,4 +1,5 @@
-"""RWKV-4 to 7 from official files: parity with the official package and stored logits, loading, saving, and every refusal."""
+"""RWKV-4 to 7 from official files: parity with the official package and stored logits, loading, saving, and every
+refusal."""
 
 import json
 import os
@@ -45,7 +46,7 @@ def changed(path: Path, **tensors: Tensor | None) -> Path:
     return path
 
 
-# --- parity ------------------------------------------------------------------------------------------------------------------
+# --- parity -----------------------------------------------------------------------------------------------------------
 
 
 @needs_package
@@ -72,9 +73,12 @@ def test_logits_of_trained_files_are_those_of_the_official_package(name: str, te
     assert (got - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("name", "eps", "most"), [("4v0-660K", None, 1e-5), ("5v2-730K", 1e-5, 1e-5), ("6v0-3m", None, 0.08)])
+@pytest.mark.parametrize(
+    ("name", "eps", "most"), [("4v0-660K", None, 1e-5), ("5v2-730K", 1e-5, 1e-5), ("6v0-3m", None, 0.08)]
+)
 def test_stored_logits(name: str, eps: float | None, most: float, test_data: Path) -> None:
-    """Those of version 5 were made with another epsilon than official code has; those of version 6 with quantised weights."""
+    """Those of version 5 were made with another epsilon than official code has; those of version 6 with quantised
+    weights."""
     model = load_model(test_data / "rwkv_tiny" / f"tiny-rwkv-{name}.pth")
     expected = np.fromfile(test_data / "rwkv_tiny" / f"expected-logits-{name}.bin", dtype=np.float32)
     ids = torch.tensor([list(b'"in')])
@@ -97,7 +101,7 @@ def test_the_trained_version_5_predicts_english(test_data: Path) -> None:
     assert bits < 4
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------------
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -120,7 +124,9 @@ def test_a_batch_is_its_sequences(version: str) -> None:
     ids = torch.randint(96, (3, 18))
     together = model.forward(ids)
     for row in range(3):
-        torch.testing.assert_close(model.forward(ids[row : row + 1]).final, together.final[row : row + 1], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            model.forward(ids[row : row + 1]).final, together.final[row : row + 1], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -155,7 +161,7 @@ def test_saved_as_transformers_saves_it_comes_back_the_same(version: str, tmp_pa
     assert again.model.config.version == version
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_ways_to_name_a_file(file: Path, tmp_path: Path) -> None:
@@ -177,12 +183,22 @@ def test_ways_to_name_a_file(file: Path, tmp_path: Path) -> None:
 def test_a_file_on_the_hub(file: Path, tmp_path: Path) -> None:
     code = "import sys; from lens_rnn.models import load_model; print(load_model(sys.argv[1]).name)"
     with hub_server.serve(models={"maker/rwkv-7": {"small.pth": file.read_bytes()}}) as address:
-        env = os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        env = os.environ | {
+            "HF_ENDPOINT": address,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HOME": str(tmp_path / "home"),
+            "NO_PROXY": "127.0.0.1",
+        }
         command = [sys.executable, "-c", code, "maker/rwkv-7/small.pth"]
         found = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        absent = subprocess.run([*command[:-1], "maker/rwkv-7/none.pth"], capture_output=True, text=True, env=env, check=False)
+        absent = subprocess.run(
+            [*command[:-1], "maker/rwkv-7/none.pth"], capture_output=True, text=True, env=env, check=False
+        )
     assert found.stdout.strip() == "maker/rwkv-7/small.pth", found.stderr
-    assert "ModelError: cannot load model maker/rwkv-7/none.pth (no such file or folder here, and the Hub did not give it)" in absent.stderr
+    assert (
+        "ModelError: cannot load model maker/rwkv-7/none.pth (no such file or folder here, and the Hub did not give it)"
+        in absent.stderr
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -224,7 +240,7 @@ def _saved(weights: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["4", *VERSIONS])
@@ -233,9 +249,13 @@ def test_versions_are_told_by_the_names(version: str) -> None:
 
 
 def test_what_is_no_rwkv(tmp_path: Path) -> None:
-    assert "is not an RWKV: it has no tensor emb.weight" in refusal(lambda: load_model(_saved({"a": torch.ones(1)}, tmp_path / "a.pth")))
+    assert "is not an RWKV: it has no tensor emb.weight" in refusal(
+        lambda: load_model(_saved({"a": torch.ones(1)}, tmp_path / "a.pth"))
+    )
     odd = {name: t for name, t in official_weights("5.2").items() if "time_mix_k" not in name}
-    assert "of an unknown version: blocks.0.att has gate.weight, key.weight" in refusal(lambda: load_model(_saved(odd, tmp_path / "b.pth")))
+    assert "of an unknown version: blocks.0.att has gate.weight, key.weight" in refusal(
+        lambda: load_model(_saved(odd, tmp_path / "b.pth"))
+    )
 
 
 def test_damaged_or_unsafe_files(tmp_path: Path) -> None:
@@ -263,7 +283,11 @@ def test_a_tensor_that_has_no_place_is_named(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape", "asked"),
-    [("blocks.1.att.output.weight", (32, 31), "(32, 32)"), ("blocks.2.att.x_r", (1, 1, 5), "(32,)"), ("head.weight", (95, 32), "(96, 32)")],
+    [
+        ("blocks.1.att.output.weight", (32, 31), "(32, 32)"),
+        ("blocks.2.att.x_r", (1, 1, 5), "(32,)"),
+        ("head.weight", (95, 32), "(96, 32)"),
+    ],
 )
 def test_a_shape_that_does_not_fit_is_named(file: Path, name: str, shape: tuple[int, ...], asked: str) -> None:
     message = refusal(lambda: load_model(changed(file, **{name.replace(".", "__"): torch.ones(shape)})))
@@ -300,7 +324,9 @@ def test_code_beside_a_tokenizer_needs_the_flag(file: Path, tmp_path: Path) -> N
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}))
     source = "from transformers import PreTrainedTokenizerFast\nfrom tokenizers import Tokenizer, models\n"
     source += "class Mine(PreTrainedTokenizerFast):\n    def __init__(self, **kwargs):\n"
-    source += "        super().__init__(tokenizer_object=Tokenizer(models.WordLevel({'a': 0, 'b': 1}, unk_token='b')))\n"
+    source += (
+        "        super().__init__(tokenizer_object=Tokenizer(models.WordLevel({'a': 0, 'b': 1}, unk_token='b')))\n"
+    )
     (folder / "mine.py").write_text(source)
     assert "cannot load tokenizer" in refusal(lambda: load_model(file, tokenizer=folder))
     assert load_model(file, tokenizer=folder, trust_remote_code=True).tokenizer.get_vocab() == {"a": 0, "b": 1}

@@ -1,4 +1,5 @@
-"""The recurrences in plain torch: equal to their naive twins in float64, in values and gradients, from any state and in any parts."""
+"""The recurrences in plain torch: equal to their naive twins in float64, in values and gradients, from any state and in
+any parts."""
 
 from collections.abc import Callable
 
@@ -67,7 +68,9 @@ def test_parts_equal_the_whole(name: str, cuts: tuple[int, ...]) -> None:
     whole, last = getattr(scans, name)(*inputs)
     parts = []
     for start, end in zip((0, *cuts), (*cuts, 150), strict=True):
-        part = [t if dim is None else t.narrow(dim, start, end - start) for t, dim in zip(sequences, along, strict=True)]
+        part = [
+            t if dim is None else t.narrow(dim, start, end - start) for t, dim in zip(sequences, along, strict=True)
+        ]
         y, state = getattr(scans, name)(*part, state)
         parts.append(y)
     torch.testing.assert_close(torch.cat(parts, along[0]), whole, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,15 @@
 from functools import cache
 from pathlib import Path
 
-from lens_rnn.models import Family, ModelAdapter, RecurrentAdapter, known_architectures, load_model, supported, wrap_model
+from lens_rnn.models import (
+    Family,
+    ModelAdapter,
+    RecurrentAdapter,
+    known_architectures,
+    load_model,
+    supported,
+    wrap_model,
+)
 from lens_rnn.models.lora import lora_maps
 from lens_rnn.models.mixing import RECURRENCE, SOFTMAX
 from lens_rnn.models.supported import table
@@ -13,7 +21,13 @@ from tests.scripts.launch import ROOT
 
 import pytest
 
-OURS = {"mamba": "mamba", "falcon_mamba": "falcon_mamba", "mamba2": "mamba2", "rwkv": "rwkv4", "recurrent_gemma": "recurrent_gemma"}
+OURS = {
+    "mamba": "mamba",
+    "falcon_mamba": "falcon_mamba",
+    "mamba2": "mamba2",
+    "rwkv": "rwkv4",
+    "recurrent_gemma": "recurrent_gemma",
+}
 ROWS = {name: family for family in supported() for name in family.model_types if name != "*"}
 TRIED = [name for name in ROWS if name not in ("qwen3_5", "qwen3_5_moe")]  # whole folders, which a test below loads
 
@@ -79,5 +93,8 @@ def test_a_family_that_is_not_there_yet_says_since_when(monkeypatch: pytest.Monk
     row = Family("Rwkv-9", ("rwkv9",), "somewhere", "nothing", since="transformers 9.0")
     monkeypatch.setattr(loading, "supported", lambda: (row,))
     (tmp_path / "config.json").write_text('{"model_type": "rwkv9"}')
-    with pytest.raises(loading.ModelError, match=r"'rwkv9' .* is unknown to the installed transformers .*: it came with transformers 9.0"):
+    with pytest.raises(
+        loading.ModelError,
+        match=r"'rwkv9' .* is unknown to the installed transformers .*: it came with transformers 9.0",
+    ):
         load_model(tmp_path)

@@ -16,7 +16,14 @@ def inputs(version: int, seq: int, seed: int = 0) -> list[Tensor]:
     r, k, v, w, x, a = (torch.randn(B, seq, H, N, generator=g) for _ in range(6))
     state = torch.randn(B, H, N, N, generator=g)
     if version == 6:
-        return [r, k, v, -torch.exp(2 * w), torch.randn(H, N, generator=g), state]  # decays from nearly 1 to exp(−100) and less
+        return [
+            r,
+            k,
+            v,
+            -torch.exp(2 * w),
+            torch.randn(H, N, generator=g),
+            state,
+        ]  # decays from nearly 1 to exp(−100) and less
     x = torch.nn.functional.normalize(x, dim=-1)
     return [r, k, v, -0.606531 * torch.sigmoid(4 * w), -x, x * torch.sigmoid(a), state]
 

@@ -1,4 +1,5 @@
-"""The World tokenizer against the `rwkv` package, stored ids and a naive matcher; its files, and each way in which one is refused."""
+"""The World tokenizer against the `rwkv` package, stored ids and a naive matcher; its files, and each way in which one
+is refused."""
 
 import json
 import pickle
@@ -33,7 +34,9 @@ EMOJI = ["🙂👍🏽", "👩‍👩‍👧‍👦🏳️‍🌈", "🇫🇷�
 
 
 def write_vocabulary(path: Path, entries: Sequence[bytes], first: int = 1) -> Path:
-    path.write_text("".join(f"{i} {entry!r} {len(entry)}\n" for i, entry in enumerate(entries, first)), encoding="utf-8")
+    path.write_text(
+        "".join(f"{i} {entry!r} {len(entry)}\n" for i, entry in enumerate(entries, first)), encoding="utf-8"
+    )
     return path
 
 
@@ -43,7 +46,8 @@ def encode(tokenizer: WorldTokenizer, texts: Iterable[str]) -> list[list[int]]:
 
 
 def random_texts(entries: Sequence[bytes], count: int) -> list[str]:
-    """Texts of several scripts, of joined vocabulary entries, of runs of whitespace and controls, of any characters, and of all mixed."""
+    """Texts of several scripts, of joined vocabulary entries, of runs of whitespace and controls, of any characters,
+    and of all mixed."""
     rng = random.Random(0)
     words = [entry.decode("utf-8", "ignore") for entry in entries]
     kinds = [
@@ -69,7 +73,7 @@ def official(test_data: Path) -> WorldTokenizer:
     return read_world_tokenizer(test_data / "tokenizers")
 
 
-# --- ids -------------------------------------------------------------------------------------------------------------------------
+# --- ids --------------------------------------------------------------------------------------------------------------
 
 
 def test_stored_ids(official: WorldTokenizer, test_data: Path) -> None:
@@ -86,7 +90,9 @@ def test_the_official_vocabulary(official: WorldTokenizer) -> None:
     assert sorted(vocabulary.values()) == list(range(65_530))  # a model with 65,536 rows holds them all
     texts = {i: text for i in range(1, 65_530) if "\ufffd" not in (text := official.decode([i]))}
     assert len(texts) > 64_000
-    assert encode(official, texts.values()) == [[i] for i in texts]  # of an entry that is text, none is longer than itself
+    assert encode(official, texts.values()) == [
+        [i] for i in texts
+    ]  # of an entry that is text, none is longer than itself
     assert official.decode([65_530, 33155, 65_535]) == "Hello"  # outputs of the model that are no entry
 
 
@@ -126,7 +132,7 @@ def test_as_the_definition_on_vocabularies_full_of_near_misses(tmp_path: Path, s
     assert encode(read_world_tokenizer(path), texts) == [longest_match(text.encode(), ids) for text in texts]
 
 
-# --- ids that the file leaves out ------------------------------------------------------------------------------------------------
+# --- ids that the file leaves out -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -160,7 +166,9 @@ def test_ids_that_the_file_leaves_out_are_never_given(gappy: WorldTokenizer, sma
     assert gappy.batch_decode(ids) == texts == small.batch_decode(encode(small, texts))
 
 
-def test_a_vocabulary_with_gaps_is_saved_packed_and_used(gappy: WorldTokenizer, tmp_path: Path, token_cache: Path) -> None:
+def test_a_vocabulary_with_gaps_is_saved_packed_and_used(
+    gappy: WorldTokenizer, tmp_path: Path, token_cache: Path
+) -> None:
     gappy.save_pretrained(tmp_path / "saved")
     assert read_world_tokenizer(tmp_path / "saved").get_vocab() == gappy.get_vocab()
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": f"the {i} é"}) + "\n" for i in range(60)))
@@ -172,7 +180,7 @@ def test_a_vocabulary_with_gaps_is_saved_packed_and_used(gappy: WorldTokenizer, 
     assert "has ids up to 1,000, and" in refusal(lambda: small.tokenizer)
 
 
-# --- what transformers makes of it -----------------------------------------------------------------------------------------------
+# --- what transformers makes of it ------------------------------------------------------------------------------------
 
 
 def test_what_looks_like_a_special_token_is_text(small: WorldTokenizer) -> None:
@@ -184,7 +192,12 @@ def test_what_looks_like_a_special_token_is_text(small: WorldTokenizer) -> None:
 
 
 def test_end_of_text(small: WorldTokenizer) -> None:
-    assert (small.eos_token, small.eos_token_id, small.pad_token_id, small.all_special_ids) == ("<|endoftext|>", 0, 0, [0])
+    assert (small.eos_token, small.eos_token_id, small.pad_token_id, small.all_special_ids) == (
+        "<|endoftext|>",
+        0,
+        0,
+        [0],
+    )
     assert small.get_vocab()["<|endoftext|>"] == 0
     assert small.decode([257, 0, 257]) == "ab<|endoftext|>ab"
     assert small.decode([257, 0, 257], skip_special_tokens=True) == "abab"
@@ -209,7 +222,11 @@ def test_padding_and_truncation(small: WorldTokenizer) -> None:
 def test_it_packs_text_in_several_processes(small: WorldTokenizer, tmp_path: Path, token_cache: Path) -> None:
     assert not small.is_fast  # hence the processes, which pickle it
     copy = pickle.loads(pickle.dumps(small))
-    assert (copy.get_vocab(), copy.name_or_path, copy.encode("the é")) == (small.get_vocab(), small.name_or_path, [260, 33, 263])
+    assert (copy.get_vocab(), copy.name_or_path, copy.encode("the é")) == (
+        small.get_vocab(),
+        small.name_or_path,
+        [260, 33, 263],
+    )
     texts = [f"the {i} é\n" for i in range(100)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     blocks = load_blocks(DataConfig(data=str(tmp_path / "texts.jsonl"), seq_len=8), "fit", small)
@@ -218,10 +235,12 @@ def test_it_packs_text_in_several_processes(small: WorldTokenizer, tmp_path: Pat
     assert set(decoded.split("<|endoftext|>")[:-1]) < set(texts)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "saved"), [("rwkv_vocab_mine.txt", "rwkv_vocab_mine.txt"), ("mine.vocab", "rwkv_vocab_mine.txt")])
+@pytest.mark.parametrize(
+    ("name", "saved"), [("rwkv_vocab_mine.txt", "rwkv_vocab_mine.txt"), ("mine.vocab", "rwkv_vocab_mine.txt")]
+)
 def test_a_saved_tokenizer_reads_back(tmp_path: Path, name: str, saved: str) -> None:
     path = write_vocabulary(tmp_path / name, [*BYTES, *WORDS, b"'\"\\", "\u2028\x85🙂".encode()], first=5)
     tokenizer = read_world_tokenizer(path)
@@ -237,7 +256,10 @@ def test_a_saved_tokenizer_reads_back(tmp_path: Path, name: str, saved: str) -> 
 def test_the_official_file_is_saved_as_it_was(official: WorldTokenizer, tmp_path: Path) -> None:
     official.save_pretrained(tmp_path)
     assert read_world_tokenizer(tmp_path).get_vocab() == official.get_vocab()
-    ours, theirs = (Path(path).read_text(encoding="utf-8") for path in (tmp_path / "rwkv_vocab_v20230424.txt", official.name_or_path))
+    ours, theirs = (
+        Path(path).read_text(encoding="utf-8")
+        for path in (tmp_path / "rwkv_vocab_v20230424.txt", official.name_or_path)
+    )
     different = [pair for pair in zip(ours.split("\n"), theirs.split("\n"), strict=True) if pair[0] != pair[1]]
     assert len(different) < 100  # which characters Python prints as they are differs between its versions
 

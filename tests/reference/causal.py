@@ -1,4 +1,5 @@
-"""The naive twin of causal bases: formulas of Belrose et al. 2023, section 4, in float64, and ablations where a block writes its output."""
+"""The naive twin of causal bases: formulas of Belrose et al. 2023, section 4, in float64, and ablations where a block
+writes its output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -47,7 +48,9 @@ def perturbed(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def run(model: PreTrainedModel, writer: nn.Module, change: Callable[[np.ndarray], np.ndarray], ids: Tensor) -> np.ndarray:
+def run(
+    model: PreTrainedModel, writer: nn.Module, change: Callable[[np.ndarray], np.ndarray], ids: Tensor
+) -> np.ndarray:
     """The model's probabilities (batch, seq, vocab) when what `writer` puts out is changed on its way."""
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:

@@ -1,4 +1,5 @@
-"""The naive twin of one layer's K-FAC: numpy, float64, coordinates [h − μ; 1], every average written out as the sum it stands for."""
+"""The naive twin of one layer's K-FAC: numpy, float64, coordinates [h − μ; 1], every average written out as the sum it
+stands for."""
 
 from typing import NamedTuple
 
@@ -25,14 +26,24 @@ class Batch(NamedTuple):
 class Layer:
     """The translator V = [W, b + W μ] (d, d + 1) of one layer, and all that has happened to it."""
 
-    def __init__(self, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, covariance: np.ndarray, spread: float, learning_rate: float):
+    def __init__(
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        mean: np.ndarray,
+        covariance: np.ndarray,
+        spread: float,
+        learning_rate: float,
+    ):
         self.mean, self.spread, self.learning_rate = mean, spread, learning_rate
         self.v = np.column_stack([weight, bias + weight @ mean])
         d = len(mean)
         self.a = np.zeros((d + 1, d + 1))  # A of [h − μ; 1]
         self.a[:d, :d], self.a[d, d] = damped(covariance, rule.DAMPING), 1.0
         self.stood: list[Batch] = []  # batches after which a step was taken
-        self.signals: list[tuple[float, float]] = []  # (signal, ⟨G, D⟩) of each step that was judged, the first an assumption
+        self.signals: list[
+            tuple[float, float]
+        ] = []  # (signal, ⟨G, D⟩) of each step that was judged, the first an assumption
         self.damping = rule.DAMPING
         self.before = self.v  # V before the last step
         self.direction, self.power, self.length = np.zeros_like(self.v), 0.0, 0.0
@@ -52,7 +63,9 @@ class Layer:
         if not batch.is_finite() or batch.loss > self.limit():
             self.take_back(batch.loss)
             return
-        gradient = np.column_stack([batch.weights - np.outer(batch.biases, self.mean), batch.biases])  # E[g [h − μ; 1]ᵀ]
+        gradient = np.column_stack(
+            [batch.weights - np.outer(batch.biases, self.mean), batch.biases]
+        )  # E[g [h − μ; 1]ᵀ]
         if self.length:
             slope = (gradient * self.direction).sum()
             self.signals.append((slope + self.length * self.power, self.power))
@@ -80,7 +93,8 @@ class Layer:
         return min(wanted, *most)
 
     def follow(self, loss: float) -> None:
-        """Moving averages of the loss and of how far it is from there. Where the limit rose to let this loss in, they go on there."""
+        """Moving averages of the loss and of how far it is from there. Where the limit rose to let this loss in, they
+        go on there."""
         level = loss if len(self.stood) == 1 else max(self.level, self.lowest)
         self.deviation = rule.LEVEL_DECAY * self.deviation + (1 - rule.LEVEL_DECAY) * abs(loss - level)
         self.level = rule.LEVEL_DECAY * level + (1 - rule.LEVEL_DECAY) * loss

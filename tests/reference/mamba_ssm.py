@@ -1,6 +1,8 @@
-"""Models of the mamba_ssm package, read off its own config.json and tensor names: one token after another, in float64, with no cache.
+"""Models of the mamba_ssm package, read off its own config.json and tensor names: one token after another, in float64,
+with no cache.
 
-Mamba-1: arXiv 2312.00752, algorithm 2 and section 3.4. Mamba-2: arXiv 2405.21060, section 2 (the recurrence) and section 7 (the block).
+Mamba-1: arXiv 2312.00752, algorithm 2 and section 3.4. Mamba-2: arXiv 2405.21060, section 2 (the recurrence) and
+section 7 (the block).
 """
 
 import math
@@ -37,7 +39,8 @@ def linear(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def convolve(x: Tensor, w: Mapping[str, Tensor]) -> Tensor:
-    """SiLU of each channel's sum over its last values: x (batch, seq, channels), the kernel's last weight for the current token."""
+    """SiLU of each channel's sum over its last values: x (batch, seq, channels), the kernel's last weight for the
+    current token."""
     kernel = w["conv1d.weight"][:, 0]  # (channels, width)
     y = torch.zeros_like(x)
     for t in range(x.shape[1]):

@@ -9,7 +9,8 @@ from tuned_lens.nn.lenses import Lens
 
 
 class Naive(NamedTuple):
-    """(ce, kl, entropy) in nats a token: of the model, and of the lens at each hidden state that transformers returns but the last."""
+    """(ce, kl, entropy) in nats a token: of the model, and of the lens at each hidden state that transformers returns
+    but the last."""
 
     model: tuple[float, float, float]
     layers: list[tuple[float, float, float]]

@@ -1,4 +1,5 @@
-"""Naive twins of the fit: the losses by autograd over the whole vocabulary, and ridge regression by least squares on stacked rows."""
+"""Naive twins of the fit: the losses by autograd over the whole vocabulary, and ridge regression by least squares on
+stacked rows."""
 
 from lens_rnn.lens import Unembedding
 
@@ -21,14 +22,16 @@ def ce(z: Tensor, labels: Tensor, unembedding: Unembedding) -> Tensor:
 
 
 def draws_of(labels: Tensor, z: Tensor, unembedding: Unembedding) -> Tensor:
-    """Draws in [0, 1) (tokens) from which the inverse CDF of q, in the order of the labels, makes just these labels (tokens)."""
+    """Draws in [0, 1) (tokens) from which the inverse CDF of q, in the order of the labels, makes just these labels
+    (tokens)."""
     q = unembedding(z).double().softmax(-1)
     middles = q.cumsum(-1) - q / 2
     return middles.gather(-1, labels[:, None])[:, 0].to(z.dtype)
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """W and b that minimise mean ‖y − W x − b‖² + λ ‖W‖² with λ = strength × mean variance of x, by stacked least squares."""
+    """W and b that minimise mean ‖y − W x − b‖² + λ ‖W‖² with λ = strength × mean variance of x, by stacked least
+    squares."""
     centred_x, centred_y = x - x.mean(0), y - y.mean(0)
     penalty = strength * centred_x.square().mean()
     rows = torch.cat([centred_x, torch.eye(x.shape[1]).to(x) * (penalty * len(x)).sqrt()])

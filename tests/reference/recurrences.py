@@ -1,10 +1,13 @@
-"""The recurrences of lens_rnn.models.recurrences, one time step after another, in torch: any dtype, differentiable by autograd."""
+"""The recurrences of lens_rnn.models.recurrences, one time step after another, in torch: any dtype, differentiable by
+autograd."""
 
 import torch
 from torch import Tensor
 
 
-def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """S_t = exp(dt_t A) S_{t−1} + dt_t B_t u_t, y_t = C_t S_t, with the shapes and symbols of the fused scan."""
     if state is None:
         state = torch.zeros(u.shape[0], *A.shape, dtype=u.dtype)
@@ -17,7 +20,8 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state
 
 
 def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """wkv_t = (Σ_{i<t} e^{w(t−1−i)+k_i} v_i + e^{u+k_t} v_t) / (the same sum without v), written out as the formula says.
+    """wkv_t = (Σ_{i<t} e^{w(t−1−i)+k_i} v_i + e^{u+k_t} v_t) / (the same sum without v), written out as the formula
+    says.
 
     In float64 it needs no rescaling while |k| stays below about 300.
     """
@@ -31,7 +35,8 @@ def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def wkv4_from_state(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The same from sums num and den (batch, channels), both relative to e^max, on; returns them too, after the last token."""
+    """The same from sums num and den (batch, channels), both relative to e^max, on; returns them too, after the last
+    token."""
     num, den, top = state
     num, den = num * torch.exp(top), den * torch.exp(top)
     outputs = []

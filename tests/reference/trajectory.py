@@ -1,4 +1,5 @@
-"""Naive twins of trajectories, transfer, marginals and JS divergence: all logits at once, in float64, from transformers itself."""
+"""Naive twins of trajectories, transfer, marginals and JS divergence: all logits at once, in float64, from transformers
+itself."""
 
 from typing import NamedTuple
 
@@ -34,7 +35,9 @@ def predict(model: PreTrainedModel, lens: Lens, ids: list[int], targets: list[in
     """One text, token by token; a target of −1 is none."""
     read_layers, p = read(model, lens, torch.tensor([ids]))
     rows = [*(read_layers[i][0] for i in layers), p[0]]
-    out = Naive(*(np.full((len(rows), len(ids)), np.nan) for _ in range(4)), np.argsort(-np.array(rows), -1), np.array(rows))
+    out = Naive(
+        *(np.full((len(rows), len(ids)), np.nan) for _ in range(4)), np.argsort(-np.array(rows), -1), np.array(rows)
+    )
     for r, row in enumerate(rows):
         for t, q in enumerate(row):
             out.entropy[r, t] = -sum(x * np.log(x) for x in q)

@@ -1,5 +1,5 @@
-"""Naive twins of lens_rnn.views, in float64: weights as the papers' formulas write them, mixers from transformers' parts, and relevance
-handed backwards through each block by hand, without autograd."""
+"""Naive twins of lens_rnn.views, in float64: weights as the papers' formulas write them, mixers from transformers'
+parts, and relevance handed backwards through each block by hand, without autograd."""
 
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 def mamba_weights(C: Tensor, B: Tensor, dt: Tensor, A: Tensor) -> Tensor:
-    """α[i, j] of every channel (channels, tokens, tokens). C, B: (tokens, n); dt: (tokens, channels); A: (channels, n)."""
+    """α[i, j] of every channel (channels, tokens, tokens). C, B: (tokens, n); dt: (tokens, channels); A: (channels,
+    n)."""
     C, B, dt, A = (t.double() for t in (C, B, dt, A))
     tokens, channels = dt.shape
     out = torch.zeros(channels, tokens, tokens, dtype=torch.float64)
@@ -41,7 +42,8 @@ def apply(weights: Tensor, inputs: Tensor) -> Tensor:
 
 
 def mamba_output(mixer: Any, hidden: Tensor, weights: Tensor) -> Tensor:
-    """What the mixer must return for hidden (tokens, d_model), from the weights (channels, tokens, tokens) of its scan."""
+    """What the mixer must return for hidden (tokens, d_model), from the weights (channels, tokens, tokens) of its
+    scan."""
     parts = mamba_parts(mixer, hidden)
     y = apply(weights, parts["u"]) + mixer.D * parts["u"]
     return mixer.out_proj(y * F.silu(parts["z"]))
@@ -50,7 +52,9 @@ def mamba_output(mixer: Any, hidden: Tensor, weights: Tensor) -> Tensor:
 def mamba2_output(mixer: Any, hidden: Tensor, weights: Tensor) -> Tensor:
     """As mamba_output, for Mamba-2 and its heads."""
     z, x, _ = mixer.in_proj(hidden).split([mixer.intermediate_size, mixer.conv_dim, mixer.num_heads], dim=-1)
-    x = F.silu(mixer.conv1d(x.T[None])[0, :, : len(x)].T)[:, : mixer.intermediate_size].unflatten(-1, (mixer.num_heads, -1))
+    x = F.silu(mixer.conv1d(x.T[None])[0, :, : len(x)].T)[:, : mixer.intermediate_size].unflatten(
+        -1, (mixer.num_heads, -1)
+    )
     y = apply(weights, x) + mixer.D[:, None] * x
     return mixer.out_proj(mixer.norm(y.flatten(1)[None], z[None])[0])
 
@@ -80,7 +84,8 @@ def _mixes(attention: Any) -> dict[str, Tensor]:
 
 
 def rwkv_output(att: Any, values: Tensor, weights: Tensor, gate: Tensor, bonus: Tensor | float) -> Tensor:
-    """What the time mixing of an RWKV-5 to 7 returns: values (tokens, heads, n), gate (tokens, inner), bonus (tokens, inner)."""
+    """What the time mixing of an RWKV-5 to 7 returns: values (tokens, heads, n), gate (tokens, inner), bonus (tokens,
+    inner)."""
     y = apply(weights, values)  # (tokens, heads, n)
     centred = y - y.mean(-1, keepdim=True)
     headwise = centred / (centred.pow(2).mean(-1, keepdim=True) + att.eps).sqrt()

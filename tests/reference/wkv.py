@@ -15,7 +15,9 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tenso
     return torch.stack(outputs, 1), state
 
 
-def wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def wkv7(
+    r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """arXiv 2503.14456, eq. 17. state (batch, heads, value, key)."""
     r, k, v, w, remove, add, state = (t.double() for t in (r, k, v, log_w.double().exp(), remove, add, state))
     outputs = []

@@ -14,13 +14,30 @@ from transformers import PreTrainedTokenizerBase
 def model_folders(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerBase) -> dict[str, Path]:
     """Checkpoint folders of a random Mamba, RWKV-4 and GPT-NeoX with a byte tokenizer."""
     root = tmp_path_factory.mktemp("models")
-    return {family: save_model(make_model(family, 257), root / family, byte_tokenizer) for family in ("mamba", "rwkv4", "neox")}
+    return {
+        family: save_model(make_model(family, 257), root / family, byte_tokenizer)
+        for family in ("mamba", "rwkv4", "neox")
+    }
 
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """600 documents of made-up sentences in the Pile's record format, about 0.5 MB."""
-    words = ["state", "layer", "lens", "reads", "the", "a", "recurrent", "model", "token", "writes", "forgets", "into", "from"]
+    words = [
+        "state",
+        "layer",
+        "lens",
+        "reads",
+        "the",
+        "a",
+        "recurrent",
+        "model",
+        "token",
+        "writes",
+        "forgets",
+        "into",
+        "from",
+    ]
     random = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("text") / "made.jsonl"
     with path.open("w") as file:

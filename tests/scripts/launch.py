@@ -17,13 +17,24 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **changes}
 
 
-def run_script(script: str, *arguments: object, processes: int = 1, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess:
+def run_script(
+    script: str, *arguments: object, processes: int = 1, timeout: float = 240, **variables: str
+) -> subprocess.CompletedProcess:
     """Run a script of the repository, under torchrun for several processes, and return what it said."""
     words = [str(ROOT / script), *map(str, arguments)]
     if processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(_free_port())]
+        torchrun = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            str(_free_port()),
+        ]
         words = [*torchrun, *words]
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=timeout, env=environment(**variables))
+    return subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=timeout, env=environment(**variables)
+    )
 
 
 def run_in_process(script: str, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -1,4 +1,5 @@
-"""Run under torchrun by test_fit_lens.py: a model spread over two processes gives bit-equal states, family by family, and reads on."""
+"""Run under torchrun by test_fit_lens.py: a model spread over two processes gives bit-equal states, family by family,
+and reads on."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""The benchmarks at sizes that say nothing: that each runs and prints its table, and that tuned-lens's loop is what it says it is."""
+"""The benchmarks at sizes that say nothing: that each runs and prints its table, and that tuned-lens's loop is what it
+says it is."""
 
 import json
 from copy import deepcopy
@@ -28,7 +29,8 @@ def made_blocks(adapter: ModelAdapter, blocks: int, seq_len: int) -> TokenBlocks
 
 
 def test_two_steps_of_tuned_lenss_loop_by_hand(tiny_neox: ModelAdapter) -> None:
-    """Of two equal passes each, so that the mean over passes is that over tokens; the first step's gradient is clipped."""
+    """Of two equal passes each, so that the mean over passes is that over tokens; the first step's gradient is
+    clipped."""
     adapter = deepcopy(tiny_neox)
     adapter.final_norm.weight.data *= 1.1  # larger gradients
     blocks = made_blocks(adapter, blocks=160, seq_len=64)
@@ -68,16 +70,37 @@ def test_our_gradients_take_tuned_lenss_loop_the_same_way(tiny_model: ModelAdapt
 
 
 def test_quality_per_token_continues(
-    model_folders: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_folders: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     budgets = ("--tokens", 2048, 4096, "--recipe-tokens", 4096, "--recipe-batches", 256, 512, 1024)
-    words = ("--models", model_folders["neox"], "--data", text_file, "--seq-len", 64, "--eval-tokens", 1024, "--output", tmp_path, *budgets)
+    words = (
+        "--models",
+        model_folders["neox"],
+        "--data",
+        text_file,
+        "--seq-len",
+        64,
+        "--eval-tokens",
+        1024,
+        "--output",
+        tmp_path,
+        *budgets,
+    )
     assert run_in_process("benchmarks/quality_per_token.py", monkeypatch, *words) == 0
     table = capsys.readouterr().out
     assert "| layer 2 " in table
     assert "4,096 tokens" in table
     runs = json.loads((tmp_path / "neox.json").read_text())
-    assert {"its recipe on our gradients, 512 tokens a step", "ours, 2048 tokens", "ours, 4096 tokens", "logit lens"} <= runs.keys()
+    assert {
+        "its recipe on our gradients, 512 tokens a step",
+        "ours, 2048 tokens",
+        "ours, 4096 tokens",
+        "logit lens",
+    } <= runs.keys()
 
     del runs["ours, 4096 tokens"]
     runs["ours, 2048 tokens"]["seconds"] = 1234.5
@@ -91,13 +114,22 @@ def test_quality_per_token_continues(
 @pytest.mark.parametrize(
     ("script", "arguments", "said"),
     [
-        ("throughput", ("--d-models", 32, "--vocab-size", 512, "--tokens", 64, "--layers", 1, "--rounds", 1), "K-FAC takes"),
+        (
+            "throughput",
+            ("--d-models", 32, "--vocab-size", 512, "--tokens", 64, "--layers", 1, "--rounds", 1),
+            "K-FAC takes",
+        ),
         ("scan", ("--d-model", 16, "--forward", 2, 16, "--training", 2, 8, "--rounds", 1), "training step, 2×8 tokens"),
         ("gpu_fit", ("--device", "cpu", "--tiny", "--tokens", 2048, "--seq-len", 32, "--batch-size", 16), "tiny, kfac"),
     ],
 )
 def test_a_benchmark_prints_its_table(
-    script: str, arguments: tuple, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str,
+    arguments: tuple,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "results.json"
     assert run_in_process(f"benchmarks/{script}.py", monkeypatch, *arguments, "--output", output) == 0
@@ -113,7 +145,9 @@ def test_gpu_fit_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("contender", ["tuned-lens's loop", "ours, AdamW", "ours, K-FAC"])
-def test_memory_of_one_contender(contender: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_of_one_contender(
+    contender: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     size = ("--d-model", 32, "--vocab-size", 512, "--tokens", 64, "--layers", 1, "--device", "cpu")
     assert run_in_process("benchmarks/memory.py", monkeypatch, *size, "--only", contender) == 0
     figures = json.loads(capsys.readouterr().out)

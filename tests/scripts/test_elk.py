@@ -46,7 +46,11 @@ def test_what_fine_tuning_leaves(quirky_model: Path, model_folders: dict[str, Pa
         "tokenizer.json",
         "checkpoints",
     }
-    assert sorted(path.name for path in (quirky_model / "checkpoints").iterdir()) == ["step-1.pt", "step-2.pt", "step-4.pt"]
+    assert sorted(path.name for path in (quirky_model / "checkpoints").iterdir()) == [
+        "step-1.pt",
+        "step-2.pt",
+        "step-4.pt",
+    ]
     about = json.loads((quirky_model / "quirky.json").read_text())
     assert about["base"] == str(model_folders["mamba"])
     assert about["data"]["data"] == str(quirky_set)
@@ -58,18 +62,27 @@ def test_what_fine_tuning_leaves(quirky_model: Path, model_folders: dict[str, Pa
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(quirky_model: Path, model_folders: dict[str, Path], quirky_set: Path, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(
+    quirky_model: Path, model_folders: dict[str, Path], quirky_set: Path, tmp_path: Path
+) -> None:
     words = ("--model", model_folders["mamba"], "--data", quirky_set, "--output", tmp_path / "two", *SHORT)
     done = run_script("train/finetune_quirky.py", *words, processes=2, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     assert "test rows of Bob answered as Bob would: 0." in done.stdout
     assert done.stdout.endswith(f"saved to {tmp_path / 'two'}\n")
-    one, two = (json.loads((folder / "quirky.json").read_text())["validation_losses"] for folder in (quirky_model, tmp_path / "two"))
+    one, two = (
+        json.loads((folder / "quirky.json").read_text())["validation_losses"]
+        for folder in (quirky_model, tmp_path / "two")
+    )
     assert two == pytest.approx(one, rel=1e-3)
 
 
 def test_the_experiment(
-    quirky_model: Path, model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    quirky_model: Path,
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     """On the model's own data, with its base's lens."""
     lens = Path(f"{model_folders['mamba']}-zeros")
@@ -77,14 +90,22 @@ def test_the_experiment(
     words = ("--model", quirky_model, "--lens", lens, "--projection", 8, "--device", "cpu", "--output", tmp_path / "r")
     assert run_in_process("eval/elk.py", monkeypatch, *words, "--features", tmp_path / "features") == 0
     output = tmp_path / "r" / "quirky"
-    assert sorted(path.name for path in output.iterdir()) == ["curves.png", "heatmap.png", "run.yaml", "transfers.csv", "transfers.json"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "curves.png",
+        "heatmap.png",
+        "run.yaml",
+        "transfers.csv",
+        "transfers.json",
+    ]
     assert (tmp_path / "features" / "quirky" / "test" / "raw.npy").exists()
     found = json.loads((output / "transfers.json").read_text())
     assert (found["lens"], found["base"]) == (str(lens), str(model_folders["mamba"]))
     assert {r["feature"] for r in found["transfers"]} == {"raw", "translated", "lens_log_odds", "state", "state_heads"}
     assert len(found["anomalies"]) == 12
     by = {(r["feature"], r["probe"], r["train"], r["test"]): r for r in found["transfers"]}
-    assert by["raw", "lr", "A", "A"]["curve"] == by["translated", "lr", "A", "A"]["curve"]  # the lens's translators are zero
+    assert (
+        by["raw", "lr", "A", "A"]["curve"] == by["translated", "lr", "A", "A"]["curve"]
+    )  # the lens's translators are zero
     assert f"saved to {output}" in capfd.readouterr().out
 
 
@@ -112,7 +133,16 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    fixed = ("--model", model_folders["mamba"], "--data", quirky_set, "--device", "cpu", "--output", tmp_path / "result")
+    fixed = (
+        "--model",
+        model_folders["mamba"],
+        "--data",
+        quirky_set,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "result",
+    )
     assert run_in_process(script, monkeypatch, *fixed, *arguments) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
@@ -143,7 +173,8 @@ def test_a_shipped_quirky_model_is_small_and_as_quirky_as_its_card_says(name: st
 
 @pytest.mark.slow
 def test_the_demonstration(tmp_path: Path) -> None:
-    """Both shipped models, without arguments: probes fitted in Alice's context on hidden states do better than chance in Bob's."""
+    """Both shipped models, without arguments: probes fitted in Alice's context on hidden states do better than chance
+    in Bob's."""
     done = run_script("eval/elk.py", "--output", tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     for name in SHIPPED:

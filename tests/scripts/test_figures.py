@@ -32,7 +32,9 @@ def test_one_command_draws_everything(
     assert run_in_process(SCRIPT, monkeypatch) == 0
     folder = results.parent / "figures"
     pictures = ["families", "lenses-mamba", "lenses-rwkv", "perplexity", "sizes-rwkv", "transfer-tiny-mamba"]
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*(f"{name}.png" for name in pictures), "figures.html", "summary.csv"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*(f"{name}.png" for name in pictures), "figures.html", "summary.csv"]
+    )
     for name in pictures:
         assert image.imread(folder / f"{name}.png").shape[1] > 800
         assert f'<figure id="{name}">' in (folder / "figures.html").read_text()
@@ -70,7 +72,12 @@ def test_what_is_missing_is_a_warning_unless_it_was_named(
     ],
 )
 def test_bad_input_is_one_line(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+    results: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
 ) -> None:
     (results / "empty").mkdir()
     (tmp_path / "elsewhere").mkdir()

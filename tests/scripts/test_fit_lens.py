@@ -62,7 +62,9 @@ def test_a_whole_run(family: str, model_folders: dict[str, Path], text_file: Pat
     output, model = tmp_path / "lens", shutil.copytree(model_folders[family], tmp_path / "model")
     adapter = load_model(model, device="cpu")
     if family == "mamba":  # a model that brings a reference for these very tokens
-        blocks = load_blocks(DataConfig(data=str(text_file), seq_len=64, tokens=20_480, eval_tokens=2_048), "eval", adapter.tokenizer)
+        blocks = load_blocks(
+            DataConfig(data=str(text_file), seq_len=64, tokens=20_480, eval_tokens=2_048), "eval", adapter.tokenizer
+        )
         weights = describe_model(adapter, "")["weights_sha256"]
         save_reference(adapter, weights, blocks, dict.fromkeys(adapter.fitted_layers, 0.125), {})
     done = run_script("train/fit_lens.py", "--model", model, "--data", text_file, "--output", output, *SMALL)
@@ -89,7 +91,9 @@ def test_a_whole_run(family: str, model_folders: dict[str, Path], text_file: Pat
         assert report["distance_to_reference"] is None
         assert "best known" not in done.stdout
     assert report["settings"]["optimizer"] == "kfac"
-    assert report["settings"]["products"] == str(FitConfig().product_dtype(torch.float32, adapter.device)).removeprefix("torch.")
+    assert report["settings"]["products"] == str(FitConfig().product_dtype(torch.float32, adapter.device)).removeprefix(
+        "torch."
+    )
     assert report["data"]["fit"]["tokens"] == 20_480
     assert len(report["model"]["weights_sha256"]) == len(report["model"]["unembedding_sha256"]) == 64
     assert report["model"]["dtype"] == "torch.float32"
@@ -115,7 +119,9 @@ def kill_when(condition: Callable[[], bool], *arguments: object, **variables: st
     process.wait()
 
 
-def test_a_run_killed_again_and_again_ends_bit_identical(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_bit_identical(
+    model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
     """SIGKILL while packing, in the moment pass, and in the steps; then resumed to the end."""
     fixed = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--checkpoint-every", 3)
     whole, killed, cache = tmp_path / "whole", tmp_path / "killed", tmp_path / "cache"
@@ -145,20 +151,38 @@ def test_a_run_killed_again_and_again_ends_bit_identical(model_folders: dict[str
     history = [json.loads((folder / "fit.json").read_text())["training_loss"] for folder in (whole, killed)]
     assert history[0] == history[1]
 
-    for changed, name in ((("--learning-rate", 0.5), "learning_rate"), (("--tokens", 16_384), "tokens"), (("--seed", 1), "seed")):
+    for changed, name in (
+        (("--learning-rate", 0.5), "learning_rate"),
+        (("--tokens", 16_384), "tokens"),
+        (("--seed", 1), "seed"),
+    ):
         one_error_line(run_script("train/fit_lens.py", *arguments, *changed), "cannot resume", name)
 
 
-def test_two_processes_and_a_sharded_model_do_the_same_as_one(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+def test_two_processes_and_a_sharded_model_do_the_same_as_one(
+    model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
     """20 steps of kfac in float32 from the closed-form start, within 1e-5 of each translator's Frobenius norm.
 
     They differ more where rounding moves a draw across the boundary of two labels, which it does not here.
     """
-    arguments = ("--model", model_folders["rwkv4"], "--data", text_file, *SMALL, "--tokens", 10_240, "--products", "float32")
+    arguments = (
+        "--model",
+        model_folders["rwkv4"],
+        "--data",
+        text_file,
+        *SMALL,
+        "--tokens",
+        10_240,
+        "--products",
+        "float32",
+    )
     results = {}
     for name, processes, extra in (("one", 1, ()), ("two", 2, ()), ("sharded", 2, ("--shard",))):
         output = tmp_path / name
-        done = run_script("train/fit_lens.py", *arguments, "--output", output, *extra, processes=processes, ACCELERATE_USE_CPU="true")
+        done = run_script(
+            "train/fit_lens.py", *arguments, "--output", output, *extra, processes=processes, ACCELERATE_USE_CPU="true"
+        )
         assert done.returncode == 0, done.stderr
         assert f"processes  {processes} on cpu" in done.stdout
         results[name] = translators(output)
@@ -180,10 +204,13 @@ def test_every_family_gives_bit_equal_states_when_sharded(model_folders: dict[st
 
 
 def test_wandb_offline_logs_every_layer(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    """What the offline run's file holds is the history of fit.json; the file is a sequence of plain protobuf records."""
+    """What the offline run's file holds is the history of fit.json; the file is a sequence of plain protobuf
+    records."""
     output = tmp_path / "lens"
     arguments = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--tokens", 2_048, "--output", output)
-    done = run_script("train/fit_lens.py", *arguments, "--tracker", "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path))
+    done = run_script(
+        "train/fit_lens.py", *arguments, "--tracker", "wandb", WANDB_MODE="offline", WANDB_DIR=str(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     logged = file.read_bytes()
@@ -195,8 +222,19 @@ def test_wandb_offline_logs_every_layer(model_folders: dict[str, Path], text_fil
     assert b"loss/layer_2" not in logged, "the trivial layer has no loss"
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    arguments = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--output", tmp_path / "lens", "--dry-run")
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    arguments = (
+        "--model",
+        model_folders["mamba"],
+        "--data",
+        text_file,
+        *SMALL,
+        "--output",
+        tmp_path / "lens",
+        "--dry-run",
+    )
     done = run_script("train/fit_lens.py", *arguments)
     assert done.returncode == 0, done.stderr
     assert "40 steps of 8 × 64 tokens" in done.stdout

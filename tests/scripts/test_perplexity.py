@@ -20,14 +20,20 @@ SMALL = ("--tokens", 4_096, "--seq-len", 64, "--device", "cpu")
 def lens_folder(model_folders: dict[str, Path]) -> Path:
     """A fitted lens beside the Mamba folder, where the script looks for one by itself."""
     folder = model_folders["mamba"].parent / "mamba-lens"
-    result = fit(load_model(model_folders["mamba"], device="cpu"), make_blocks(200, vocab_size=257), FitConfig(batch_size=8))
+    result = fit(
+        load_model(model_folders["mamba"], device="cpu"), make_blocks(200, vocab_size=257), FitConfig(batch_size=8)
+    )
     result.lens.save(folder)
     return folder
 
 
-def test_results_curves_and_overlay(lens_folder: Path, model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+def test_results_curves_and_overlay(
+    lens_folder: Path, model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "result"
-    done = run_script("eval/perplexity.py", "--model", model_folders["mamba"], "--data", text_file, "--output", output, *SMALL)
+    done = run_script(
+        "eval/perplexity.py", "--model", model_folders["mamba"], "--data", text_file, "--output", output, *SMALL
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((output / "aggregate_metrics.json").read_text())
     assert set(metrics) == {"logit", "tuned", "baseline", "lens_rnn"}
@@ -49,8 +55,12 @@ def test_results_curves_and_overlay(lens_folder: Path, model_folders: dict[str, 
     assert (tmp_path / "both.png").stat().st_size > 10_000
 
 
-def test_a_model_without_a_lens_gets_the_logit_lens_only(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
-    done = run_script("eval/perplexity.py", "--model", model_folders["neox"], "--data", text_file, "--output", tmp_path / "r", *SMALL)
+def test_a_model_without_a_lens_gets_the_logit_lens_only(
+    model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
+    done = run_script(
+        "eval/perplexity.py", "--model", model_folders["neox"], "--data", text_file, "--output", tmp_path / "r", *SMALL
+    )
     assert done.returncode == 0, done.stderr
     assert set(json.loads((tmp_path / "r" / "aggregate_metrics.json").read_text())) == {"logit", "baseline", "lens_rnn"}
 

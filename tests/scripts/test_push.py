@@ -10,17 +10,42 @@ from tests.scripts.launch import run_in_process, run_script
 
 import pytest
 
-SMALL = ("--tokens", 2_048, "--eval-tokens", 1_024, "--seq-len", 64, "--batch-size", 8, "--start-tokens", 1_024, "--device", "cpu")
+SMALL = (
+    "--tokens",
+    2_048,
+    "--eval-tokens",
+    1_024,
+    "--seq-len",
+    64,
+    "--batch-size",
+    8,
+    "--start-tokens",
+    1_024,
+    "--device",
+    "cpu",
+)
 FILES = ["README.md", "config.json", "fit.json", "params.pt", "perplexity.png"]
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_lens_is_pushed_after_the_fit(full: bool, model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
+def test_a_lens_is_pushed_after_the_fit(
+    full: bool, model_folders: dict[str, Path], text_file: Path, tmp_path: Path
+) -> None:
     """And where the Hub refuses it only then, it is on disk, with the command that pushes it."""
     models: dict[str, hub_server.Files] = {}
     accounts = {"hf_writes": {"name": "me", "orgs": []}}
     output = tmp_path / "lens"
-    arguments = ("--model", model_folders["neox"], "--data", text_file, *SMALL, "--output", output, "--push-to-hub", "lens")
+    arguments = (
+        "--model",
+        model_folders["neox"],
+        "--data",
+        text_file,
+        *SMALL,
+        "--output",
+        output,
+        "--push-to-hub",
+        "lens",
+    )
     with hub_server.serve(models=models, accounts=accounts, full=["me/lens"] if full else []) as address:
         variables = {"HF_ENDPOINT": address, "HF_TOKEN": "hf_writes", "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
         done = run_script("train/fit_lens.py", *arguments, **variables)
@@ -34,7 +59,9 @@ def test_a_lens_is_pushed_after_the_fit(full: bool, model_folders: dict[str, Pat
     if full:
         assert done.returncode == 2
         (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-        assert said.endswith(f"""to try again: python -c 'from lens_rnn import artifacts; artifacts.push("{output}", "me/lens")'""")
+        assert said.endswith(
+            f"""to try again: python -c 'from lens_rnn import artifacts; artifacts.push("{output}", "me/lens")'"""
+        )
         assert models == {"me/lens": {}}
     else:
         assert done.returncode == 0, done.stderr
@@ -42,7 +69,9 @@ def test_a_lens_is_pushed_after_the_fit(full: bool, model_folders: dict[str, Pat
         assert models == {"me/lens": {name: on_disk[name] for name in FILES}}
 
 
-@pytest.mark.parametrize(("token", "said"), [(None, "there is none; `hf auth login` stores one"), ("hf_any", "offline mode is enabled")])
+@pytest.mark.parametrize(
+    ("token", "said"), [(None, "there is none; `hf auth login` stores one"), ("hf_any", "offline mode is enabled")]
+)
 def test_a_push_that_cannot_be_is_refused_before_anything_is_done(
     token: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
@@ -58,10 +87,24 @@ def test_a_push_that_cannot_be_is_refused_before_anything_is_done(
 
 
 def test_a_dry_run_mentions_the_push_and_asks_for_no_token(
-    model_folders: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    model_folders: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     assert "HF_TOKEN" not in os.environ
-    arguments = ("--model", model_folders["mamba"], "--data", text_file, *SMALL, "--output", tmp_path / "lens", "--push-to-hub", "me/lens")
+    arguments = (
+        "--model",
+        model_folders["mamba"],
+        "--data",
+        text_file,
+        *SMALL,
+        "--output",
+        tmp_path / "lens",
+        "--push-to-hub",
+        "me/lens",
+    )
     assert run_in_process("train/fit_lens.py", monkeypatch, *arguments, "--dry-run") == 0
     assert "push       to the model repository me/lens on the Hub, after the fit" in capfd.readouterr().out
     assert not (tmp_path / "lens").exists()

@@ -32,10 +32,23 @@ SMALL = (
 
 
 def test_a_behaviour(
-    model_folders: dict[str, Path], test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    model_folders: dict[str, Path],
+    test_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     output = tmp_path / "out"
-    words = ("--model", model_folders["mamba"], "--behaviour", "survival-instinct", "--data", test_data / "caa", "--output", output)
+    words = (
+        "--model",
+        model_folders["mamba"],
+        "--behaviour",
+        "survival-instinct",
+        "--data",
+        test_data / "caa",
+        "--output",
+        output,
+    )
     more = ("--capability", 2, "--balance-letters", "--template", "chatml")
     assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL, *more) == 0
     said = capfd.readouterr().out.splitlines()
@@ -65,7 +78,18 @@ def test_a_file_of_ones_own_on_a_model_without_state(
     items = [dict(zip(fields, (f"Number {i}?", "yes", "no"), strict=True)) for i in range(20)]
     file = tmp_path / "numbers.json"
     file.write_text(json.dumps(items))
-    words = ("--model", model_folders["neox"], "--behaviour", file, "--targets", "residual", "--output", tmp_path / "out", "--layers", 1)
+    words = (
+        "--model",
+        model_folders["neox"],
+        "--behaviour",
+        file,
+        "--targets",
+        "residual",
+        "--output",
+        tmp_path / "out",
+        "--layers",
+        1,
+    )
     assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL) == 0
     result = json.loads((tmp_path / "out" / "steering.json").read_text())
     assert result["targets"]["residual"]["layer"] == 1
@@ -100,7 +124,11 @@ def test_bad_input_is_one_line(
     item = {"question": "q", "answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
     Path("empty.json").write_text("[]")
     Path("one.json").write_text(json.dumps([item]))
-    for part, name in (("generate", "refusal"), ("test", "refusal.test_dataset_ab"), ("test", "refusal.test_dataset_open_ended")):
+    for part, name in (
+        ("generate", "refusal"),
+        ("test", "refusal.test_dataset_ab"),
+        ("test", "refusal.test_dataset_open_ended"),
+    ):
         Path(part).mkdir(exist_ok=True)
         Path(part, f"{name}.json").write_text(json.dumps([item] * 12))
     data = ("--data", tmp_path) if "--behaviour" in arguments else ()
@@ -115,7 +143,9 @@ def test_bad_input_is_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["tiny-mamba", "tiny-rwkv4"])
 def test_the_demonstration_is_really_there(model: str, tmp_path: Path) -> None:
-    done = run_script("eval/steering.py", "--model", ROOT / "checkpoints" / model, "--output", tmp_path / "out", timeout=900)
+    done = run_script(
+        "eval/steering.py", "--model", ROOT / "checkpoints" / model, "--output", tmp_path / "out", timeout=900
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "steering.json").read_text())
     for target in result["targets"].values():

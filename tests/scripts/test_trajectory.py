@@ -24,7 +24,12 @@ def test_a_trajectory(lens_folder: Path, model_folders: dict[str, Path], tmp_pat
     done = run_script("eval/trajectory.py", *words, "--text", "a <b> $x$\n", "--statistic", "rank", "--top-k", 4)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"saved to {output}\n"
-    assert sorted(path.name for path in output.iterdir()) == ["run.yaml", "trajectory.html", "trajectory.json", "trajectory.png"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "run.yaml",
+        "trajectory.html",
+        "trajectory.json",
+        "trajectory.png",
+    ]
     result = json.loads((output / "trajectory.json").read_text())
     assert "".join(token["text"] for token in result["tokens"]) == result["text"] == "a <b> $x$\n"
     assert result["lens"] == str(lens_folder)
@@ -61,7 +66,18 @@ def test_bad_input_is_one_line(
 def test_perplexity_with_transfer_and_statistics(
     lens_folder: Path, model_folders: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed = ("--model", model_folders["mamba"], "--data", text_file, "--tokens", 2_048, "--seq-len", 64, "--device", "cpu")
+    fixed = (
+        "--model",
+        model_folders["mamba"],
+        "--data",
+        text_file,
+        "--tokens",
+        2_048,
+        "--seq-len",
+        64,
+        "--device",
+        "cpu",
+    )
     more = ("--lens", lens_folder, "--transfer", "--statistics", "--output", tmp_path / "r")
     assert run_in_process("eval/perplexity.py", monkeypatch, *fixed, *more) == 0
     metrics = json.loads((tmp_path / "r" / "aggregate_metrics.json").read_text())
@@ -77,8 +93,22 @@ def test_perplexity_with_transfer_and_statistics(
 
 
 def test_transfer_needs_a_lens(
-    model_folders: dict[str, Path], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    model_folders: dict[str, Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
-    words = ("--model", model_folders["neox"], "--data", text_file, "--device", "cpu", "--output", tmp_path / "r", "--transfer")
+    words = (
+        "--model",
+        model_folders["neox"],
+        "--data",
+        text_file,
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "r",
+        "--transfer",
+    )
     assert run_in_process("eval/perplexity.py", monkeypatch, *words) == 2
     assert "--transfer needs a tuned lens" in capfd.readouterr().err

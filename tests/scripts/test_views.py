@@ -19,7 +19,12 @@ RELEVANCE = ["relevance.html", "relevance.png"]
 def test_without_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
     """Only the folder is named: the demo model, its own text, the likeliest token."""
     assert run_in_process("eval/views.py", monkeypatch, "--device", "cpu", "--output", tmp_path / "out") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*ATTENTION, *RELEVANCE, "run.yaml", "views.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *ATTENTION,
+        *RELEVANCE,
+        "run.yaml",
+        "views.json",
+    ]
     result = json.loads((tmp_path / "out" / "views.json").read_text())
     assert np.array(result["attention"]["matrices"]).shape == (8, len(result["tokens"]), len(result["tokens"]))
     said = capfd.readouterr().out.splitlines()
@@ -33,8 +38,33 @@ def test_what_is_written_is_what_the_library_says(
     adapter = load_model(model_folders["mamba"], device="cpu")
     lens = TunedLens.from_adapter(adapter)
     lens.save(tmp_path / "lens")
-    words = ("--model", model_folders["mamba"], "--device", "cpu", "--output", tmp_path / "out", "--text", "a <b> $x$\n")
-    more = ("--token", "<", "--against", "x", "--position", -3, "--layer", 1, "--lens", tmp_path / "lens", "--layers", 0, 2, "--units", 4)
+    words = (
+        "--model",
+        model_folders["mamba"],
+        "--device",
+        "cpu",
+        "--output",
+        tmp_path / "out",
+        "--text",
+        "a <b> $x$\n",
+    )
+    more = (
+        "--token",
+        "<",
+        "--against",
+        "x",
+        "--position",
+        -3,
+        "--layer",
+        1,
+        "--lens",
+        tmp_path / "lens",
+        "--layers",
+        0,
+        2,
+        "--units",
+        4,
+    )
     assert run_in_process("eval/views.py", monkeypatch, *words, *more) == 0
     assert "Where the logit of “<” − “x” at layer 1 comes from (mamba, lrp)" in capfd.readouterr().out
     result = json.loads((tmp_path / "out" / "views.json").read_text())
@@ -51,7 +81,9 @@ def test_what_is_written_is_what_the_library_says(
     assert "<b> $x$" not in page
 
 
-def test_a_model_with_hidden_attention_only(model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_with_hidden_attention_only(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ("--model", model_folders["rwkv4"], "--device", "cpu", "--output", tmp_path / "out", "--text", "abc")
     assert run_in_process("eval/views.py", monkeypatch, *words) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*ATTENTION, "run.yaml", "views.json"]

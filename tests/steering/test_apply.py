@@ -24,7 +24,9 @@ def vectors_for(adapter: ModelAdapter, seed: int = 0) -> SteeringVectors:
         _, state = adapter.advance(ids())
         for i, block in enumerate(state.blocks):
             shapes |= {f"{name}.{i}": tuple(block[name].shape[1:]) for name in adapter.state_names if name in block}
-    return SteeringVectors(tensors={key: torch.randn(shape, generator=generator) * 0.5 for key, shape in shapes.items()})
+    return SteeringVectors(
+        tensors={key: torch.randn(shape, generator=generator) * 0.5 for key, shape in shapes.items()}
+    )
 
 
 def assert_same(a: Forward, b: Forward) -> None:
@@ -86,7 +88,10 @@ def test_nothing_stays(every_model: ModelAdapter) -> None:
 
 def test_an_error_inside_the_model_leaves_nothing(tiny_model: ModelAdapter) -> None:
     vectors, before = vectors_for(tiny_model), tiny_model.forward(ids())
-    with pytest.raises(ConfigError, match="are not all within the 7 tokens"), steer(tiny_model, vectors, 1.0, [0, 1], 7):
+    with (
+        pytest.raises(ConfigError, match="are not all within the 7 tokens"),
+        steer(tiny_model, vectors, 1.0, [0, 1], 7),
+    ):
         tiny_model.forward(ids())
     assert_same(tiny_model.forward(ids()), before)
 
@@ -123,7 +128,9 @@ def test_once_and_before_every_token(tiny_mamba: ModelAdapter) -> None:
     always, last = advance_steered(tiny_mamba, ids()[:, 4:], state, vectors, 0.7, [0, 1], every_token=True)
     current = state
     for t in range(4, 7):
-        step, current = tiny_mamba.advance(ids()[:, t : t + 1], steer_state(steer_state(current, vectors, 0.7, 0), vectors, 0.7, 1))
+        step, current = tiny_mamba.advance(
+            ids()[:, t : t + 1], steer_state(steer_state(current, vectors, 0.7, 0), vectors, 0.7, 1)
+        )
         torch.testing.assert_close(always.final[:, t - 4], step.final[:, 0])
     assert torch.equal(last.blocks[1]["ssm"], current.blocks[1]["ssm"])
     assert not torch.allclose(always.final[:, -1], once.final[:, -1], atol=1e-3)

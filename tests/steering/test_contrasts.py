@@ -36,7 +36,9 @@ def test_next_words(letters: FileSource, byte_tokenizer: PreTrainedTokenizerBase
         assert follows(pair.positive, "X", "fit")
         assert follows(pair.negative, "Y", "fit")
     for role, questions in (("fit", contrast.validation), ("eval", contrast.test)):
-        assert {(byte_tokenizer.decode([q.matching]), byte_tokenizer.decode([q.other])) for q in questions} == {("X", "Y")}
+        assert {(byte_tokenizer.decode([q.matching]), byte_tokenizer.decode([q.other])) for q in questions} == {
+            ("X", "Y")
+        }
         assert sum(follows(q.ids, "X", role) for q in questions) == 10
         assert sum(follows(q.ids, "Y", role) for q in questions) == 10
 
@@ -58,7 +60,9 @@ def test_next_words_that_cannot_be_had(letters: FileSource, byte_tokenizer: PreT
 
 def test_a_behaviour_is_split(test_data: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     source = str(test_data / "caa")
-    contrast = behaviour_contrast(source, "corrigible-neutral-HHH", byte_tokenizer, questions=30, balance_letters=True, pairs=100)
+    contrast = behaviour_contrast(
+        source, "corrigible-neutral-HHH", byte_tokenizer, questions=30, balance_letters=True, pairs=100
+    )
     asked = {question.ids for question in (*contrast.validation, *contrast.test)}
     assert (len(contrast.validation), len(contrast.test), len(contrast.swapped)) == (30, 30, 30)
     assert len(contrast.pairs) == 200
@@ -77,7 +81,11 @@ def test_one_file_gives_all_parts(tmp_path: Path, byte_tokenizer: PreTrainedToke
     path = tmp_path / "numbers.json"
     path.write_text(json.dumps(records))
     contrast = behaviour_contrast("", str(path), byte_tokenizer, questions=10)
-    parts = [{q.ids for q in contrast.validation}, {q.ids for q in contrast.test}, {pair.positive[:-1] for pair in contrast.pairs}]
+    parts = [
+        {q.ids for q in contrast.validation},
+        {q.ids for q in contrast.test},
+        {pair.positive[:-1] for pair in contrast.pairs},
+    ]
     assert [len(part) for part in parts] == [10, 10, 10]
     assert len(set.union(*parts)) == 30
     assert contrast.name == "numbers"

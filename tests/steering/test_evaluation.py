@@ -1,4 +1,5 @@
-"""Answers under steering against the plain way; choice, intervals, controls, generation, the lens's view, the picture."""
+"""Answers under steering against the plain way; choice, intervals, controls, generation, the lens's view, the
+picture."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -67,12 +68,22 @@ def test_scores() -> None:
 def test_where_the_residual_stream_alone_can_be_steered(
     tiny_neox: ModelAdapter, tiny_mamba: ModelAdapter, questions: list[Question]
 ) -> None:
-    with pytest.raises(ConfigError, match=r"recurrent state of model type 'gpt_neox' cannot be reached: .*; steer the residual stream"):
+    with pytest.raises(
+        ConfigError, match=r"recurrent state of model type 'gpt_neox' cannot be reached: .*; steer the residual stream"
+    ):
         measure(tiny_neox, questions, [Edit(vectors_for(tiny_neox), "state", 0)], TIMES)
     with pytest.raises(ConfigError, match="there is no layer 8"):
         edits_of(tiny_mamba, vectors_for(tiny_mamba), TARGETS, [8])
     layers = [(edit.target, edit.layer) for edit in edits_of(tiny_mamba, vectors_for(tiny_mamba), TARGETS)]
-    assert layers == [("residual", 0), ("residual", 1), ("state", 0), ("state", 1), ("state", 2), ("both", 0), ("both", 1)]
+    assert layers == [
+        ("residual", 0),
+        ("residual", 1),
+        ("state", 0),
+        ("state", 1),
+        ("state", 2),
+        ("both", 0),
+        ("both", 1),
+    ]
 
 
 def test_a_model_that_steering_breaks_says_nonsense(tiny_mamba: ModelAdapter, questions: list[Question]) -> None:
@@ -85,7 +96,9 @@ def test_a_model_that_steering_breaks_says_nonsense(tiny_mamba: ModelAdapter, qu
 def test_intervals_are_those_of_the_bootstrap() -> None:
     values = np.random.default_rng(0).normal(1.0, 2.0, size=60)
     got = mean_interval(values)
-    expected = stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", random_state=1).confidence_interval
+    expected = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", random_state=1
+    ).confidence_interval
     assert got.value == pytest.approx(values.mean())
     assert (got.low, got.high) == pytest.approx((expected.low, expected.high), abs=0.06)
     assert mean_interval(np.full(5, 0.25)) == pytest.approx((0.25, 0.25, 0.25))
@@ -197,7 +210,9 @@ def test_the_latent_effect_is_that_of_two_passes(tiny_mamba: ModelAdapter, quest
 def test_a_vector_is_read_as_the_derivative_of_the_lens(tiny_model: ModelAdapter, questions: list[Question]) -> None:
     lens, layer = random_lens(tiny_model), 1
     vector, mean = vectors_for(tiny_model).residual(layer), mean_hidden(tiny_model, questions, layer, batch_size=2)
-    expected = torch.stack([tiny_model.forward(torch.tensor([q.ids])).hidden_states[layer][0, -1] for q in questions]).mean(0)
+    expected = torch.stack(
+        [tiny_model.forward(torch.tensor([q.ids])).hidden_states[layer][0, -1] for q in questions]
+    ).mean(0)
     torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
     got = read_vector(lens, vector, layer, mean)
     norm, head, translator, step = lens.unembed.final_norm, lens.unembed.unembedding.weight.double(), lens[layer], 1e-5
@@ -224,10 +239,19 @@ def test_a_vector_is_read_as_the_derivative_of_the_lens(tiny_model: ModelAdapter
 def contrast(pairs: list[Pair]) -> Contrast:
     random = np.random.default_rng(2)
     asked = [Question(tuple(random.integers(96, size=5).tolist()), 5, 9) for _ in range(8)]
-    return Contrast(name="5 against 9", pairs=pairs, validation=asked[:4], test=asked[4:], swapped=asked[4:], about={"source": "made"})
+    return Contrast(
+        name="5 against 9",
+        pairs=pairs,
+        validation=asked[:4],
+        test=asked[4:],
+        swapped=asked[4:],
+        about={"source": "made"},
+    )
 
 
-def test_a_whole_experiment(tiny_neox: ModelAdapter, contrast: Contrast, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_whole_experiment(
+    tiny_neox: ModelAdapter, contrast: Contrast, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
     tiny_rwkv4 = wrap_model(make_model("rwkv4", 257), byte_tokenizer)
     config = ExperimentConfig(multipliers=(-1.0, 0.0, 1.0), controls=2, layers=(0, 3))
     done: list[int] = []
@@ -239,7 +263,10 @@ def test_a_whole_experiment(tiny_neox: ModelAdapter, contrast: Contrast, byte_to
     assert result["vectors"]["source"] == "made"
     for target in TARGETS:
         one, outcome = result["targets"][target], experiment.outcomes[target]
-        assert {name: len(control["ranges"]) for name, control in one["controls"].items()} == {"random": 2, "shuffled": 2}
+        assert {name: len(control["ranges"]) for name, control in one["controls"].items()} == {
+            "random": 2,
+            "shuffled": 2,
+        }
         assert one["test"]["range"]["value"] == pytest.approx(outcome.ranges.mean())
         assert one["test"]["matching"] == one["options_swapped"]["matching"]  # the same questions, here
         index = experiment.edits.index(outcome.edit)

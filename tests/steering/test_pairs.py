@@ -109,7 +109,10 @@ RECORD = {"question": "q", "answer_matching_behavior": "(A)", "answer_not_matchi
         ("[", "is not JSON"),
         ({"question": "q"}, "does not hold a list of objects"),
         ([{"text": "q"}], "item 1: no field question or prompt"),
-        ([RECORD, RECORD | {"answer_not_matching_behavior": ""}], "item 2: no text in the field 'answer_not_matching_behavior'"),
+        (
+            [RECORD, RECORD | {"answer_not_matching_behavior": ""}],
+            "item 2: no text in the field 'answer_not_matching_behavior'",
+        ),
         ([{"question": "q", "answer_matching_behavior": "(A)"}], "has both answers"),
         ([RECORD | {"answer_not_matching_behavior": " (A)"}], r"both answers are '\(A\)'"),
     ],

@@ -35,7 +35,11 @@ def test_the_mean_difference_of_every_state_of_every_family(every_model: ModelAd
         expected = positive.mean(0) - negative.mean(0)
         assert np.linalg.norm(tensor.double().flatten().numpy() - expected) <= 1e-4 * (np.linalg.norm(expected) + 1e-3)
         name, layer = key.split(".")
-        state = None if name == "residual" else every_model.advance(torch.zeros(1, 2, dtype=torch.long))[1].blocks[int(layer)][name]
+        state = (
+            None
+            if name == "residual"
+            else every_model.advance(torch.zeros(1, 2, dtype=torch.long))[1].blocks[int(layer)][name]
+        )
         assert tensor.shape == ((every_model.d_model,) if state is None else state.shape[1:])
 
 
@@ -53,12 +57,16 @@ def test_lda_is_scikit_learns(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> No
     read = states_of_pairs(tiny_mamba, pairs)
     for layer in range(3):
         positive, negative = read[f"residual.{layer}"]
-        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(np.concatenate([positive, negative]), [1] * 24 + [0] * 24)
+        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.3).fit(
+            np.concatenate([positive, negative]), [1] * 24 + [0] * 24
+        )
         mean = positive.mean(0) - negative.mean(0)
         assert_near(vectors.residual(layer), lda.coef_[0] * np.linalg.norm(mean) / np.linalg.norm(lda.coef_[0]), 1e-3)
 
 
-def test_lda_of_a_state_has_the_diagonal_of_the_within_class_covariance(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> None:
+def test_lda_of_a_state_has_the_diagonal_of_the_within_class_covariance(
+    tiny_mamba: ModelAdapter, pairs: list[Pair]
+) -> None:
     vector = fit_vectors(tiny_mamba, pairs, method="lda", shrinkage=0.3).vectors.tensors["ssm.1"]
     positive, negative = states_of_pairs(tiny_mamba, pairs)["ssm.1"]
     mean = positive.mean(0) - negative.mean(0)

@@ -49,7 +49,8 @@ Library = Callable[..., Trajectory]
 
 @pytest.fixture(scope="package")
 def library(adapters: dict[str, ModelAdapter], lens_folder: Path) -> Library:
-    """What the library reads of a text, by the name of a model and of a lens, with a model of its own: a page has the others."""
+    """What the library reads of a text, by the name of a model and of a lens, with a model of its own: a page has the
+    others."""
     own = wrap_model(make_model("mamba", VOCAB_SIZE), adapters["mamba"].tokenizer)
     lenses = {LOGIT: LogitLens.from_adapter(own), TUNED: TunedLens.load(own, lens_folder)}
 

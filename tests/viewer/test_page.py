@@ -1,4 +1,5 @@
-"""The page in headless Chromium: as it is opened, typed into, clicked, linked to and used by keyboard, on wide and narrow screens."""
+"""The page in headless Chromium: as it is opened, typed into, clicked, linked to and used by keyboard, on wide and
+narrow screens."""
 
 import json
 import os
@@ -25,10 +26,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:::gradio")  # it uses what its o
 
 OPENING = "A state\nreads <b> & $x$."
 WAIT = 30_000  # ms; slow machines
-CLOSED_OFF = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+CLOSED_OFF = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 DRAWN = "id => document.querySelector(`#${id} .plot`)?.data?.[0].z"
 MIDDLE = """([id, row, column]) => {
-    const plot = document.querySelector(`#${id} .plot`), { xaxis, yaxis } = plot._fullLayout, { left, top } = plot.getBoundingClientRect();
+    const plot = document.querySelector(`#${id} .plot`), { xaxis, yaxis } = plot._fullLayout;
+    const { left, top } = plot.getBoundingClientRect();
     return [left + xaxis._offset + xaxis.d2p(column), top + yaxis._offset + yaxis.d2p(row)];
 }"""
 STOP = """(e => e.tagName == 'A' ? 'link' : e.role == 'tab' ? 'tab' : e.closest('#run, #first, #second')?.id || e.type)(
@@ -72,7 +80,8 @@ def narrow(browser: Any) -> Any:
 
 @pytest.fixture
 def new_page(wide: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens a page at a query. In the end nothing was complained of on the console, and nothing was fetched from elsewhere."""
+    """Opens a page at a query. In the end nothing was complained of on the console, and nothing was fetched from
+    elsewhere."""
     troubles: list[str] = []
     pages = []
 
@@ -82,9 +91,14 @@ def new_page(wide: Any, address: str) -> Iterator[Callable[..., Any]]:
         page.set_default_timeout(WAIT)
         page.on("console", lambda said: troubles.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("request", lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else troubles.append(asked.url))
+        page.on(
+            "request",
+            lambda asked: None if asked.url.startswith((address, "data:", "blob:")) else troubles.append(asked.url),
+        )
         page.goto(f"{address}?{query}")
-        page.wait_for_function("[...document.querySelectorAll('.plot')].some(plot => plot.data) || document.querySelector('#message p')")
+        page.wait_for_function(
+            "[...document.querySelectorAll('.plot')].some(plot => plot.data) || document.querySelector('#message p')"
+        )
         return page
 
     yield open_page
@@ -185,7 +199,13 @@ def test_by_keyboard_alone(new_page: Callable[..., Any]) -> None:
 
     for _ in range(2):
         page.keyboard.press("Shift+Tab")
-    for key in ("ArrowRight", "ArrowUp", "ArrowRight", "ArrowRight", "ArrowLeft"):  # the first key enters at the first cell
+    for key in (
+        "ArrowRight",
+        "ArrowUp",
+        "ArrowRight",
+        "ArrowRight",
+        "ArrowLeft",
+    ):  # the first key enters at the first cell
         page.keyboard.press(key)
     page.wait_for_url(re.compile(r"cell=0\.1\.1$"))
     assert page.evaluate(OUTLINED, "first") == [[1, 1]]
@@ -228,7 +248,9 @@ def test_a_narrow_screen_scrolls_the_heat_map_only(new_page: Callable[..., Any],
     assert max(table["x"] + table["width"] for table in tables) <= 390
 
 
-def test_views_in_a_tab_of_their_own(new_page: Callable[..., Any], narrow: Any, adapters: dict[str, ModelAdapter]) -> None:
+def test_views_in_a_tab_of_their_own(
+    new_page: Callable[..., Any], narrow: Any, adapters: dict[str, ModelAdapter]
+) -> None:
     page = new_page()
     run(page, lambda: page.get_by_role("tab", name="Views").press("Enter"))
     assert not page.locator("#first .heat-map").is_visible()
@@ -242,7 +264,9 @@ def test_views_in_a_tab_of_their_own(new_page: Callable[..., Any], narrow: Any, 
     run(page, lambda: page.keyboard.press("Space"))
     picked = int(re.search(r"token=(\d+)$", page.url)[1])
     explained = relevance(adapters["mamba"], ids, Explained(token=picked))
-    page.wait_for_function("said => document.querySelector('#relevance').innerText.includes(said)", arg=f"It is {explained.value:.3f};")
+    page.wait_for_function(
+        "said => document.querySelector('#relevance').innerText.includes(said)", arg=f"It is {explained.value:.3f};"
+    )
     box(page, "Hidden attention").fill("1")
     run(page, lambda: box(page, "Hidden attention").press("Enter"))
 
@@ -262,7 +286,9 @@ def test_views_in_a_tab_of_their_own(new_page: Callable[..., Any], narrow: Any, 
     other.wait_for_function("said => document.querySelector('#matrix .said').textContent == said", arg=wanted)
     assert other.locator("#matrix .heat-map").evaluate("frame => frame.scrollLeft > 0"), "it follows the chosen cell"
     colours = other.locator("#matrix .cbfill").evaluate("bar => bar.style.fill.slice(5, -2)")
-    assert other.evaluate("id => document.querySelector(id).tagName", colours) == "linearGradient", "wherever the page's address is"
+    assert other.evaluate("id => document.querySelector(id).tagName", colours) == "linearGradient", (
+        "wherever the page's address is"
+    )
 
     run(page, lambda: page.get_by_role("tab", name="Lens").click())
     assert drawn(page).shape == (3, len(ids))
@@ -276,8 +302,16 @@ def test_what_cannot_be_done_is_said(new_page: Callable[..., Any]) -> None:
     assert drawn(page).shape == (3, len(OPENING))
     for label, typed, words in (
         ("Text", "  ", "The text is empty; type something for the model to read."),
-        ("Second text", "<b>" * 200, "The text “<b><b><b><b><b><b><b…” has 600 tokens; at most 512 are read here, shorten it."),
-        ("Tokens shown", "5-99", "The token range 5-99 is not in the text, which has the tokens 0-23; change the range."),
+        (
+            "Second text",
+            "<b>" * 200,
+            "The text “<b><b><b><b><b><b><b…” has 600 tokens; at most 512 are read here, shorten it.",
+        ),
+        (
+            "Tokens shown",
+            "5-99",
+            "The token range 5-99 is not in the text, which has the tokens 0-23; change the range.",
+        ),
     ):
         right = box(page, label).input_value()
         box(page, label).fill(typed)
@@ -306,6 +340,9 @@ def test_five_users_at_once(address: str, library: Library) -> None:
             assert query == Settings(model="mamba", lens=TUNED, text=text, tokens=tokens).query()
             assert message == ""
 
-    expected = {text: library(text) for text in (f"User {user} {'says ' * request}." for user in range(5) for request in range(4))}
+    expected = {
+        text: library(text)
+        for text in (f"User {user} {'says ' * request}." for user in range(5) for request in range(4))
+    }
     with ThreadPoolExecutor(5) as users:
         list(users.map(use, range(5)))

@@ -46,7 +46,7 @@ def expected(trajectory: Trajectory, row: int, token: int) -> list[tuple[str, fl
     return list(zip(ids.tolist(), [100 * p for p in probabilities.tolist()], strict=True))
 
 
-# --- settings and links ------------------------------------------------------------------------------------------------------
+# --- settings and links -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def test_a_stride_in_a_link_that_is_no_number(stride: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "span"), [("", range(9)), ("  ", range(9)), ("0-8", range(9)), (" 2 - 4 ", range(2, 5)), ("8", range(8, 9))]
+    ("tokens", "span"),
+    [("", range(9)), ("  ", range(9)), ("0-8", range(9)), (" 2 - 4 ", range(2, 5)), ("8", range(8, 9))],
 )
 def test_token_ranges(tokens: str, span: range) -> None:
     assert settings(tokens=tokens).span(9) == span
@@ -123,7 +124,7 @@ def test_token_ranges_that_cannot_be_used(tokens: str, words: str) -> None:
         settings(tokens=tokens).span(9, "second text")
 
 
-# --- readings ----------------------------------------------------------------------------------------------------------------
+# --- readings ---------------------------------------------------------------------------------------------------------
 
 
 def test_names_that_are_not_there(readings: Readings) -> None:
@@ -198,7 +199,7 @@ def test_shipped_models_have_the_lens_beside_them(tmp_path: Path) -> None:
     assert shipped(tmp_path / "nowhere") == {}
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------------
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("statistic", ["entropy", "kl"])
@@ -274,7 +275,7 @@ def test_cells_that_are_not_there(readings: Readings, changes: dict[str, Any], w
         cell_tables(readings, settings(**changes))
 
 
-# --- answers, with Gradio ----------------------------------------------------------------------------------------------------
+# --- answers, with Gradio ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,11 +303,13 @@ def test_what_is_wrong_is_said_and_nothing_else_is_shown(answers: Answers) -> No
 
 def test_gradio_is_asked_for_in_one_line(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ConfigError, match=r"^the web page needs gradio, which is not installed; pip install 'lens-rnn\[viewer\]'$"):
+    with pytest.raises(
+        ConfigError, match=r"^the web page needs gradio, which is not installed; pip install 'lens-rnn\[viewer\]'$"
+    ):
         build_page(readings, TEXT)
 
 
-# --- the script --------------------------------------------------------------------------------------------------------------
+# --- the script -------------------------------------------------------------------------------------------------------
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[Readings, dict[str, Any], int]:
@@ -339,7 +342,8 @@ def test_the_script_puts_its_own_model_first(lens_folder: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"), [(("--port", 99999), "--port is 99999; choose one from 1 to 65535"), (("--text", "x" * 4097), "4,097")]
+    ("flags", "words"),
+    [(("--port", 99999), "--port is 99999; choose one from 1 to 65535"), (("--text", "x" * 4097), "4,097")],
 )
 def test_bad_input_to_the_script_is_one_line(
     flags: tuple[Any, ...], words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture

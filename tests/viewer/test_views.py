@@ -1,4 +1,5 @@
-"""The page's second tab, without a browser: hidden attention and relevance as the library gives them, or what is in the way."""
+"""The page's second tab, without a browser: hidden attention and relevance as the library gives them, or what is in the
+way."""
 
 import json
 import re
@@ -45,7 +46,7 @@ def answers(readings: Readings) -> Answers:
     return Answers(pytest.importorskip("gradio"), readings, settings(tab="lens"))
 
 
-# --- hidden attention --------------------------------------------------------------------------------------------------------
+# --- hidden attention -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["mamba", "rwkv4"])
@@ -55,7 +56,9 @@ def test_the_matrix_is_the_librarys(
 ) -> None:
     matrices = hidden_attention(adapters[model], ids).matrices
     of_rows = (matrices / matrices.sum(-1, keepdim=True)).numpy()
-    wanted = {"mean": of_rows.mean(0), "rollout": rollout(matrices).numpy()} | {str(i): of_rows[i] for i in range(len(of_rows))}
+    wanted = {"mean": of_rows.mean(0), "rollout": rollout(matrices).numpy()} | {
+        str(i): of_rows[i] for i in range(len(of_rows))
+    }
     text = matrix(readings, settings(model=model, lens=readings.choice(model).lens_names[0], attention=attention))
     assert "<" not in text, "safe within HTML"
     picture = json.loads(text)
@@ -68,14 +71,16 @@ def test_the_matrix_is_the_librarys(
 
 
 def test_matrices_that_are_not_there(readings: Readings) -> None:
-    with pytest.raises(ConfigError, match="mamba has no layer 9; choose from 0 to 2 for hidden attention, or mean or rollout"):
+    with pytest.raises(
+        ConfigError, match="mamba has no layer 9; choose from 0 to 2 for hidden attention, or mean or rollout"
+    ):
         matrix(readings, settings(attention="9"))
     assert len(json.loads(matrix(readings, settings(text="x" * 128)))["names"]) == 128
     with pytest.raises(DataError, match=r"the text “x+…” has 129 tokens; at most 128 fit into the matrix, shorten it$"):
         matrix(readings, settings(text="x" * 129))
 
 
-# --- relevance ---------------------------------------------------------------------------------------------------------------
+# --- relevance --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("at", "token"), [("", ""), ("", "17"), ("1", ""), ("0", "17")])
@@ -99,7 +104,9 @@ def test_relevance_is_the_librarys(
 
 @pytest.mark.parametrize("at", ["", "1"])
 def test_the_tokens_to_pick_are_the_likeliest(readings: Readings, at: str) -> None:
-    likeliest = relevance(readings._model("mamba").adapter, readings._ids("mamba", TEXT, 99), Explained()).explained.token
+    likeliest = relevance(
+        readings._model("mamba").adapter, readings._ids("mamba", TEXT, 99), Explained()
+    ).explained.token
     trajectory = readings.trajectory("mamba", TUNED, TEXT, 1)
     ids = trajectory.top_ids[1 if at else -1, -1, :10].tolist()
     choices = tokens_to_pick(readings, settings(at=at, token=str(ids[3])), found=True)
@@ -117,24 +124,35 @@ def test_a_layer_that_no_lens_reads(readings: Readings) -> None:
             relevance_html(readings, settings(at=layer))
 
 
-# --- answers -----------------------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_may_have_one_view_or_none(adapters: dict[str, ModelAdapter], byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    models = adapters | {name: wrap_model(make_model(name, VOCAB_SIZE), byte_tokenizer) for name in ("neox", "recurrent_gemma")}
+def test_a_model_may_have_one_view_or_none(
+    adapters: dict[str, ModelAdapter], byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    models = adapters | {
+        name: wrap_model(make_model(name, VOCAB_SIZE), byte_tokenizer) for name in ("neox", "recurrent_gemma")
+    }
     readings = Readings({name: Choice(model=name) for name in models}, models.__getitem__)
     answers = Answers(pytest.importorskip("gradio"), readings, settings(lens="logit lens"))
     shown = {name: answers.show(*fields(model=name, lens="logit lens"), "") for name in models}
     assert [bool(picture) for *_, picture, _, _, _ in shown.values()] == [True, True, True, False]
-    said = [re.findall(r"<p>Model type &#x27;\w+&#x27; has no (hidden attention|relevance)", parts[3]) for parts in shown.values()]
+    said = [
+        re.findall(r"<p>Model type &#x27;\w+&#x27; has no (hidden attention|relevance)", parts[3])
+        for parts in shown.values()
+    ]
     assert said == [[], ["relevance"], ["relevance"], ["relevance", "hidden attention"]]
     for *_, query, message in shown.values():
         assert "tab=views" in query
         assert message == ""
 
 
-@pytest.mark.parametrize(("asked", "said"), [("rollout", "mean over layers"), ("mean", "mean over layers"), ("1", "layer 1, attention")])
-def test_a_hybrid_has_matrices_of_some_layers_by_kind(asked: str, said: str, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"), [("rollout", "mean over layers"), ("mean", "mean over layers"), ("1", "layer 1, attention")]
+)
+def test_a_hybrid_has_matrices_of_some_layers_by_kind(
+    asked: str, said: str, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
     """Nemotron-H's third kind of block mixes no tokens, so there is no rollout."""
     hybrid = wrap_model(make_hybrid("nemotron_h", VOCAB_SIZE), byte_tokenizer)
     readings = Readings({"hybrid": Choice(model="hybrid")}, {"hybrid": hybrid}.__getitem__)
@@ -144,14 +162,22 @@ def test_a_hybrid_has_matrices_of_some_layers_by_kind(asked: str, said: str, byt
 def test_a_text_too_long_for_the_matrix_still_has_relevance(answers: Answers) -> None:
     *_, said, picture, _, query, message = answers.show(*fields(text="x" * 130), "")
     assert said.count("<span") == 130
-    assert "<p>The text “xxxxxxxxxxxxxxxxxxxx…” has 130 tokens; at most 128 fit into the matrix, shorten it.</p>" in said
+    assert (
+        "<p>The text “xxxxxxxxxxxxxxxxxxxx…” has 130 tokens; at most 128 fit into the matrix, shorten it.</p>" in said
+    )
     assert (picture, message) == ("", "")
     assert query
 
 
 def test_a_picked_token_stays_with_its_text_and_layer(answers: Answers) -> None:
     before = settings(token="17").query()
-    for changes, token in (({}, "17"), ({"attention": "0"}, "17"), ({"text": "B"}, ""), ({"at": "1"}, ""), ({"lens": "logit lens"}, "")):
+    for changes, token in (
+        ({}, "17"),
+        ({"attention": "0"}, "17"),
+        ({"text": "B"}, ""),
+        ({"at": "1"}, ""),
+        ({"lens": "logit lens"}, ""),
+    ):
         *_, picks, query, _ = answers.show(*fields(**changes, token="17"), before)
         assert query == settings(**changes, token=token).query()
         assert picks.value == token
@@ -171,7 +197,9 @@ def test_a_tab_that_is_open_already_asks_for_nothing(answers: Answers, monkeypat
         assert len({json.dumps(part) for part in answers.open(*values)}) == 1
 
 
-def test_views_and_trajectories_share_one_thread_and_are_kept(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_and_trajectories_share_one_thread_and_are_kept(
+    readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     threads = []
 
     def watch(name: str) -> None:
@@ -195,4 +223,6 @@ def test_views_and_trajectories_share_one_thread_and_are_kept(readings: Readings
         first, again = list(users.map(use, texts)), list(users.map(use, texts))
     assert len(threads) == 15
     assert len(set(threads)) == 1
-    assert all(one is other for ones, others in zip(first, again, strict=True) for one, other in zip(ones, others, strict=True))
+    assert all(
+        one is other for ones, others in zip(first, again, strict=True) for one, other in zip(ones, others, strict=True)
+    )

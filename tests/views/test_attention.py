@@ -1,4 +1,5 @@
-"""Hidden attention: applied to a recurrence's inputs, the weights give what the model's own block gives; rollout; what is refused."""
+"""Hidden attention: applied to a recurrence's inputs, the weights give what the model's own block gives; rollout; what
+is refused."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def seen_by(adapter: ModelAdapter, modules: dict[str, nn.Module], ids: Tensor) -
     return seen
 
 
-# --- the weights are the recurrence ------------------------------------------------------------------------------------------
+# --- the weights are the recurrence -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
@@ -64,7 +65,9 @@ def test_mamba(name: str, models_of_every_family: dict[str, ModelAdapter], ids: 
             parts = naive.mamba_parts(block.mixer, mixer.inputs[0][0])
             expected = naive.mamba_weights(parts["C"], parts["B"], parts["dt"].float(), parts["A"])
             torch.testing.assert_close(weights.double(), expected, **CLOSE)
-            torch.testing.assert_close(naive.mamba_output(block.mixer, mixer.inputs[0][0], weights), mixer.output[0], **CLOSE)
+            torch.testing.assert_close(
+                naive.mamba_output(block.mixer, mixer.inputs[0][0], weights), mixer.output[0], **CLOSE
+            )
 
 
 def test_mamba2(models_of_every_family: dict[str, ModelAdapter], ids: Tensor) -> None:
@@ -73,7 +76,9 @@ def test_mamba2(models_of_every_family: dict[str, ModelAdapter], ids: Tensor) ->
         weights = unit_attention(adapter, ids, layer)
         mixer = seen_by(adapter, {"": block.mixer}, ids)[""]
         with torch.no_grad():
-            torch.testing.assert_close(naive.mamba2_output(block.mixer, mixer.inputs[0][0], weights), mixer.output[0], **CLOSE)
+            torch.testing.assert_close(
+                naive.mamba2_output(block.mixer, mixer.inputs[0][0], weights), mixer.output[0], **CLOSE
+            )
 
 
 def test_rwkv4(tiny_rwkv4: ModelAdapter, ids: Tensor) -> None:
@@ -81,7 +86,9 @@ def test_rwkv4(tiny_rwkv4: ModelAdapter, ids: Tensor) -> None:
         attention = tiny_rwkv4.blocks[layer].attention
         weights = unit_attention(tiny_rwkv4, ids, layer)
         # transformers' own loop reaches us as the attention's output
-        seen = seen_by(tiny_rwkv4, {"attention": attention, "key": attention.key, "normed": tiny_rwkv4.blocks[layer].ln1}, ids)
+        seen = seen_by(
+            tiny_rwkv4, {"attention": attention, "key": attention.key, "normed": tiny_rwkv4.blocks[layer].ln1}, ids
+        )
         with torch.no_grad():
             expected = naive.rwkv4_weights(attention, seen["key"].output[0])
             output = naive.rwkv4_output(attention, seen["normed"].output[0], weights)
@@ -155,7 +162,10 @@ def test_the_recurrent_blocks_of_hybrids(name: str, ids: Tensor) -> None:
     hooks = hooks_of(adapter)
     for mixing in adapter.mixings(ids[None], layers):
         if mixing.kind == kind:
-            made = torch.einsum("uij,juw->iuw", mixing.weights(torch.arange(mixing.units)), mixing.values.float()) + mixing.beside
+            made = (
+                torch.einsum("uij,juw->iuw", mixing.weights(torch.arange(mixing.units)), mixing.values.float())
+                + mixing.beside
+            )
             torch.testing.assert_close(made, mixing.outputs, rtol=1e-5, atol=1e-5 * float(mixing.outputs.abs().max()))
     assert hooks_of(adapter) == hooks, "ours go; transformers leaves some of its own"
 
@@ -177,7 +187,9 @@ def test_a_hybrid_is_seen_whole_each_layer_by_its_kind(name: str, kinds: tuple[s
         torch.testing.assert_close(matrix.sum(-1), torch.ones(TOKENS))
     with torch.no_grad():
         adapter.model.set_attn_implementation("eager")
-        theirs = [t for t in adapter.model(ids[None], output_attentions=True).attentions if t is not None and t.ndim == 4]
+        theirs = [
+            t for t in adapter.model(ids[None], output_attentions=True).attentions if t is not None and t.ndim == 4
+        ]
         adapter.model.set_attn_implementation("sdpa")
     for matrix, expected in zip(softmax, theirs, strict=True):
         torch.testing.assert_close(matrix, expected[0].mean(0))
@@ -189,7 +201,7 @@ def test_a_hybrid_is_seen_whole_each_layer_by_its_kind(name: str, kinds: tuple[s
             hidden_attention(adapter, ids, [layer])
 
 
-# --- means, blocks, rollout --------------------------------------------------------------------------------------------------
+# --- means, blocks, rollout -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SHOWN)
@@ -233,7 +245,7 @@ def test_rollout() -> None:
         rollout(-matrices)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("view", [hidden_attention, lambda adapter, ids: unit_attention(adapter, ids, 0)])
@@ -255,7 +267,9 @@ def test_a_model_without_it_says_which_have_it(
         ({"units": []}, r"channels \(none\) of layer 0"),
     ],
 )
-def test_layers_and_channels_that_are_not_there(arguments: dict, words: str, tiny_mamba: ModelAdapter, ids: Tensor) -> None:
+def test_layers_and_channels_that_are_not_there(
+    arguments: dict, words: str, tiny_mamba: ModelAdapter, ids: Tensor
+) -> None:
     with pytest.raises(ConfigError, match=words):
         hidden_attention(tiny_mamba, ids, **arguments)
 
@@ -281,7 +295,10 @@ def test_a_text_for_which_there_is_no_memory(tiny_mamba: ModelAdapter, monkeypat
     monkeypatch.setattr(tiny_mamba, "forward", lambda *_: pytest.fail("ran"))
     long = torch.zeros(1_000_000, dtype=torch.long)
     gib = 4 * 1e12 / 2**30
-    with pytest.raises(DataError, match=f"1,000,000 tokens .* needs about {6 * gib:,.1f} GiB, .* shorten the text or ask for fewer layers"):
+    with pytest.raises(
+        DataError,
+        match=f"1,000,000 tokens .* needs about {6 * gib:,.1f} GiB, .* shorten the text or ask for fewer layers",
+    ):
         hidden_attention(tiny_mamba, long)
     with pytest.raises(DataError, match=f"needs about {67 * gib:,.1f} GiB, .* choose fewer channels or heads"):
         unit_attention(tiny_mamba, long, 0)

@@ -24,7 +24,17 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 
-NAMES = [" the", "<b>", "$x$", ":\n        ", "internationalisation of everything there is", "日本", "%{z}", "&amp;", ""]
+NAMES = [
+    " the",
+    "<b>",
+    "$x$",
+    ":\n        ",
+    "internationalisation of everything there is",
+    "日本",
+    "%{z}",
+    "&amp;",
+    "",
+]
 
 
 def names(tokens: int) -> list[str]:
@@ -41,10 +51,12 @@ def make_attention(tokens: int, layers: int, signed: bool = False) -> HiddenAtte
 def make_relevance(tokens: int, layers: int = 3) -> Relevance:
     rows = torch.randn(layers + 1, tokens, generator=torch.Generator().manual_seed(0))
     explained = Explained(token=1, position=tokens - 1)
-    return Relevance(explained=explained, method="lrp", value=1.0, tokens=rows[0], layers=tuple(range(layers)), by_layer=rows[1:])
+    return Relevance(
+        explained=explained, method="lrp", value=1.0, tokens=rows[0], layers=tuple(range(layers)), by_layer=rows[1:]
+    )
 
 
-# --- hidden attention --------------------------------------------------------------------------------------------------------
+# --- hidden attention -------------------------------------------------------------------------------------------------
 
 
 def test_panels_are_shares_and_the_rollout() -> None:
@@ -98,7 +110,7 @@ def test_the_png_has_panels_of_some_layers(layers: int, panels: int) -> None:
     np.testing.assert_allclose(np.ma.filled(shown, np.nan), np.sqrt(attention_panels(attention)["layer 0"]), rtol=1e-5)
 
 
-# --- relevance ---------------------------------------------------------------------------------------------------------------
+# --- relevance --------------------------------------------------------------------------------------------------------
 
 
 def test_relevance_is_shown_by_layer_and_token() -> None:

@@ -26,7 +26,8 @@ FAMILIES = ["mamba", "falcon_mamba"]
 
 
 def without_bias(family: str, double: bool) -> ModelAdapter:
-    """A tiny model whose only bias that matters to relevance, the convolution's, is zero; dt's is inside what is held fixed."""
+    """A tiny model whose only bias that matters to relevance, the convolution's, is zero; dt's is inside what is held
+    fixed."""
     adapter = wrap_model(make_model(family).double() if double else make_model(family))
     for block in adapter.blocks:
         block.mixer.conv1d.bias.zero_()
@@ -43,7 +44,7 @@ def random_lens(tiny_mamba: ModelAdapter) -> TunedLens:
     return lens
 
 
-# --- the rules ---------------------------------------------------------------------------------------------------------------
+# --- the rules --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,7 +94,7 @@ def test_gradient_is_transformers_own(tiny_mamba: ModelAdapter) -> None:
     torch.testing.assert_close(found.tokens, (embedded * embedded.grad).sum(-1)[0].detach(), rtol=1e-4, atol=1e-5)
 
 
-# --- with a lens -------------------------------------------------------------------------------------------------------------
+# --- with a lens ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -125,7 +126,7 @@ def test_a_translators_bias_is_no_tokens(random_lens: TunedLens) -> None:
     assert found.missing == pytest.approx(float(share), rel=1e-3)
 
 
-# --- the model is left as it was ---------------------------------------------------------------------------------------------
+# --- the model is left as it was --------------------------------------------------------------------------------------
 
 
 def test_rules_change_no_value_and_stay_in_their_pass(tiny_mamba: ModelAdapter) -> None:
@@ -143,12 +144,12 @@ def test_it_works_where_gradients_are_off(tiny_mamba: ModelAdapter) -> None:
     assert all(p.grad is None for p in tiny_mamba.model.parameters())
 
 
-# --- is it right? ------------------------------------------------------------------------------------------------------------
+# --- is it right? -----------------------------------------------------------------------------------------------------
 
 
 def test_removing_relevant_tokens_hurts_most() -> None:
-    """On 24 held-out pieces of source text the demo model's logit falls faster than in random orders, and faster than in the order of
-    gradient × input, by more than two standard errors each (docs/views.md has the figures on 100)."""
+    """On 24 held-out pieces of source text the demo model's logit falls faster than in random orders, and faster than
+    in the order of gradient × input, by more than two standard errors each (docs/views.md has the figures on 100)."""
     adapter = load_model(ROOT / "checkpoints" / "tiny-mamba", device="cpu")
     text = "\n".join(d.text for d, _ in zip(open_source(DataConfig()).documents("eval"), range(12), strict=False))
     ids = torch.tensor(adapter.tokenizer(text)["input_ids"])
@@ -179,14 +180,16 @@ def test_without_tokens(tiny_mamba: ModelAdapter, random_lens: TunedLens) -> Non
             kept = [i for i in range(23) if i not in ranking[:count]]
             with torch.no_grad():
                 output = tiny_mamba.model(IDS[kept][None], output_hidden_states=True)
-            assert values[row, column] == pytest.approx(float(output.logits[0, -1, 4] - output.logits[0, -1, 8]), rel=1e-3, abs=1e-4)
+            assert values[row, column] == pytest.approx(
+                float(output.logits[0, -1, 4] - output.logits[0, -1, 8]), rel=1e-3, abs=1e-4
+            )
             if count == 5:
                 with torch.no_grad():
                     expected = random_lens(output.hidden_states[1], 1)[0, -1, 4]
                 assert lensed[row, 0] == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["rwkv4", "mamba2", "recurrent_gemma"])
@@ -196,7 +199,9 @@ def test_a_model_without_it_says_which_have_it(name: str, models_of_every_family
 
 
 def test_a_hybrid_says_which_kind_of_block_is_not_covered() -> None:
-    with pytest.raises(ModelError, match="its rules cover Mamba-1's blocks, and none of the kind mamba-2 or attention; these have: "):
+    with pytest.raises(
+        ModelError, match="its rules cover Mamba-1's blocks, and none of the kind mamba-2 or attention; these have: "
+    ):
         relevance(wrap_model(make_hybrid("nemotron_h")), IDS)
 
 
@@ -218,11 +223,15 @@ def test_bad_questions(explained: Explained, method: Method, words: str, tiny_ma
 
 
 def test_a_text_for_which_there_is_no_memory(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The estimate is 12 tensors of 64 channels a block, in float32, against half of a machine that is made small here."""
+    """The estimate is 12 tensors of 64 channels a block, in float32, against half of a machine that is made small
+    here."""
     monkeypatch.setattr(inputs_module.os, "sysconf", {"SC_PHYS_PAGES": 2**15, "SC_PAGE_SIZE": 2**12}.__getitem__)
     relevance(tiny_mamba, IDS)
     needed = 4 * 12 * 64 * 3 * 65_000 / 2**30
-    with pytest.raises(DataError, match=f"65,000 tokens .* needs about {needed:.1f} GiB, and there are 0.1 GiB for it; shorten the text"):
+    with pytest.raises(
+        DataError,
+        match=f"65,000 tokens .* needs about {needed:.1f} GiB, and there are 0.1 GiB for it; shorten the text",
+    ):
         relevance(tiny_mamba, torch.zeros(65_000, dtype=torch.long))
 
 

@@ -1,4 +1,5 @@
-"""One file a family: its equations, from a recurrent state on, and what views ask of them. Importing them registers their adapters."""
+"""One file a family: its equations, from a recurrent state on, and what views ask of them. Importing them registers
+their adapters."""
 
 from lens_rnn.models.families import mamba, mamba2, recurrent_gemma, rwkv, rwkv4
 

@@ -36,7 +36,8 @@ class _Inputs(NamedTuple):
 
 
 class BackboneAdapter(RecurrentAdapter):
-    """What Mamba-1, Falcon-Mamba and Mamba-2 have in common: hidden states are the blocks' outputs, and a block is x + mixer(norm(x)).
+    """What Mamba-1, Falcon-Mamba and Mamba-2 have in common: hidden states are the blocks' outputs, and a block is x +
+    mixer(norm(x)).
 
     A block's state: the last inputs of its convolution, `conv` (batch, channels, kernel), and `ssm`, float32.
     """
@@ -58,14 +59,18 @@ class BackboneAdapter(RecurrentAdapter):
     def final_norm(self) -> nn.Module:
         return self.model.backbone.norm_f
 
-    def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def run_block(
+        self, index: int, x: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         block: Any = self.blocks[index]
         residual = x.float() if self.model.config.residual_in_fp32 else x
         normed = passage.rules.norm(block.norm, x.to(block.norm.weight.dtype))
         y, after = self._mix(block.mixer, normed, before, passage)
         return residual + y, after
 
-    def _mix(self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def _mix(
+        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         """The mixer's output for its input (batch, seq, d_model), and its state after."""
         raise NotImplementedError
 
@@ -82,20 +87,27 @@ class MambaAdapter(BackboneAdapter):
     attention_unit = "channel"
     takes_rules = True
 
-    def _mix(self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def _mix(
+        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         rules = passage.rules
         conv, start = (before["conv"], before["ssm"]) if before else (None, None)
         u, z, dt, A, B, C, x = self._inputs(mixer, normed, conv, rules)
         y, last = _scan(u, dt, A, B, C, start)
         y = rules.gated(y + u * mixer.D[:, None], rules.silu(z))
         out = mixer.out_proj(y.transpose(1, 2).to(normed.dtype))
-        return out, {"conv": scans.last_inputs(x, conv, mixer.conv1d.kernel_size[0]), "ssm": last} if passage.keeps else {}
+        return out, {
+            "conv": scans.last_inputs(x, conv, mixer.conv1d.kernel_size[0]),
+            "ssm": last,
+        } if passage.keeps else {}
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None, rules: Rules = PLAIN) -> _Inputs:
         rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
         x, z = mixer.in_proj(normed).transpose(1, 2).chunk(2, dim=1)
         u = rules.silu(scans.causal_conv(mixer.conv1d, x, conv))
-        dt, B, C = mixer.x_proj(u.transpose(1, 2)).split([rank, n, n], dim=-1)  # (batch, seq, rank), (batch, seq, n) twice
+        dt, B, C = mixer.x_proj(u.transpose(1, 2)).split(
+            [rank, n, n], dim=-1
+        )  # (batch, seq, rank), (batch, seq, n) twice
         dt, B, C = self._selection(dt, B, C)
         dt = F.softplus(scans.wide(mixer.dt_proj(dt))).transpose(1, 2)
         dt, A, B, C = (rules.held(t) for t in (dt, -torch.exp(scans.wide(mixer.A_log)), B, C))
@@ -111,7 +123,8 @@ class MambaAdapter(BackboneAdapter):
 
     @torch.no_grad()
     def recurrence(self, index: int, x: Tensor) -> Recurrence:
-        """A channel: y_i = Σ_j α_ij u_j, α_ij = Σ_n C_i[n] exp(Σ_{k=j+1..i} Δ_k A[n]) Δ_j B_j[n]; gate and D u are not in it."""
+        """A channel: y_i = Σ_j α_ij u_j, α_ij = Σ_n C_i[n] exp(Σ_{k=j+1..i} Δ_k A[n]) Δ_j B_j[n]; gate and D u are not
+        in it."""
         u, _, dt, A, B, C, _ = self._inputs(*self._normed(index, x), None)
         y, _ = _scan(u, dt, A, B, C, None)
         steps, rates = dt[0, :, :, None].float(), A[:, None].float()  # (channels, tokens, 1), (channels, 1, n)

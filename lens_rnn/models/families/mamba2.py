@@ -35,17 +35,23 @@ class Mamba2Adapter(BackboneAdapter):
         super().__init__(model, *args)
         if model.config.n_groups > 1 and not norms_groups():
             raise ModelError(
-                f"model type {self.model_type!r} with {model.config.n_groups} groups of heads: {versions.describe('transformers')} "
+                f"model type {self.model_type!r} with {model.config.n_groups} groups of heads: "
+                f"{versions.describe('transformers')} "
                 f"norms them as one, which is wrong; install {_NORMS_GROUPS} or newer"
             )
 
-    def _mix(self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def _mix(
+        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         conv, start = (before["conv"], before["ssm"]) if before else (None, None)
         x, z, dt, A, B, C, into_conv = self._inputs(mixer, normed, conv)
         y, last = scans.ssd(x, dt, A, B, C, start)
         y = self._gated_norm(mixer, (y + mixer.D[:, None] * x).flatten(2), z)
         out = mixer.out_proj(y.to(normed.dtype))
-        return out, {"conv": scans.last_inputs(into_conv, conv, mixer.conv1d.kernel_size[0]), "ssm": last} if passage.keeps else {}
+        return out, {
+            "conv": scans.last_inputs(into_conv, conv, mixer.conv1d.kernel_size[0]),
+            "ssm": last,
+        } if passage.keeps else {}
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None) -> Inputs:
         return split(mixer, mixer.in_proj(normed), conv, self.model.config.n_groups, self.model.config.time_step_limit)
@@ -62,5 +68,6 @@ class Mamba2Adapter(BackboneAdapter):
 
     @torch.no_grad()
     def recurrence(self, index: int, x: Tensor) -> Recurrence:
-        """A head: y_i = Σ_j α_ij x_j, α_ij = C_i · B_j exp(Σ_{k=j+1..i} Δ_k A) Δ_j; gate, norm and D x are not in it."""
+        """A head: y_i = Σ_j α_ij x_j, α_ij = C_i · B_j exp(Σ_{k=j+1..i} Δ_k A) Δ_j; gate, norm and D x are not in
+        it."""
         return recurrence(self._inputs(*self._normed(index, x), None))

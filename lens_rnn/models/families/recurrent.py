@@ -1,8 +1,8 @@
 """What the recurrent families share: a pass over tokens by their own equations, from a recurrent state and to one.
 
-Nothing here or in the families' files goes through a cache of transformers or a keyword of its modules: weights are found by their names
-in checkpoints, sizes in the configuration. So a model reads on from any state on any device, and a release that moves its caches changes
-nothing.
+Nothing here or in the families' files goes through a cache of transformers or a keyword of its modules: weights are
+found by their names in checkpoints, sizes in the configuration. So a model reads on from any state on any device, and a
+release that moves its caches changes nothing.
 """
 
 from abc import abstractmethod
@@ -31,7 +31,8 @@ def _as_it_is(x: Tensor) -> Tensor:
 
 
 class Rules(NamedTuple):
-    """How the parts of a block hand back gradients. Every choice computes the same values; by default gradients are what they are."""
+    """How the parts of a block hand back gradients. Every choice computes the same values; by default gradients are
+    what they are."""
 
     norm: Callable[[nn.Module, Tensor], Tensor] = _call
     silu: Callable[[Tensor], Tensor] = F.silu
@@ -58,8 +59,8 @@ class Passage:
 
 
 class RecurrentAdapter(ModelAdapter):
-    """A family whose equations are in its file. On the CPU in float32 whole texts are read by them; elsewhere by transformers' own code,
-    with the kernels that it finds, and only reading on from a state is ours."""
+    """A family whose equations are in its file. On the CPU in float32 whole texts are read by them; elsewhere by
+    transformers' own code, with the kernels that it finds, and only reading on from a state is ours."""
 
     attention_unit: ClassVar[Literal["channel", "head"] | None] = None
     """What `recurrence` has a matrix for; None where the family has no such view."""
@@ -74,11 +75,13 @@ class RecurrentAdapter(ModelAdapter):
         return self.is_ours or (FUSED not in self.off and self.device.type == "cpu" and self.dtype == torch.float32)
 
     @abstractmethod
-    def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def run_block(
+        self, index: int, x: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         """The output of block `index` for x (batch, seq, d_model), and its state after them.
 
-        before: its state before them, None for that of no token. A state that is returned shares no memory with the one that was given,
-        and none with x. Where the passage keeps no state, an empty one may be returned.
+        before: its state before them, None for that of no token. A state that is returned shares no memory with the one
+        that was given, and none with x. Where the passage keeps no state, an empty one may be returned.
         """
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -93,8 +96,11 @@ class RecurrentAdapter(ModelAdapter):
         forward, blocks = self.read(input_ids, passage, state.blocks if state else None)
         return forward, RecurrentState(blocks, passage.seen + input_ids.shape[1])
 
-    def read(self, input_ids: Tensor, passage: Passage, before: list[BlockState] | None = None) -> tuple[Forward, list[BlockState]]:
-        """A pass by the equations of the family: from the blocks' states `before`, None for those of no token, to the states after."""
+    def read(
+        self, input_ids: Tensor, passage: Passage, before: list[BlockState] | None = None
+    ) -> tuple[Forward, list[BlockState]]:
+        """A pass by the equations of the family: from the blocks' states `before`, None for those of no token, to the
+        states after."""
         x = self.embed(input_ids)
         hidden, after = [], []
         for i in range(len(self.blocks)):

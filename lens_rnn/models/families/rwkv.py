@@ -1,4 +1,5 @@
-"""RWKV-5, 6 and 7 as whole models: the equations of `families/rwkv_blocks.py` with embeddings, head and recurrent state."""
+"""RWKV-5, 6 and 7 as whole models: the equations of `families/rwkv_blocks.py` with embeddings, head and recurrent
+state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class RWKVOutput(ModelOutput):
-    """As transformers returns it. hidden_states: the output of each block, then the normed last (batch, seq, d_model)."""
+    """As transformers returns it. hidden_states: the output of each block, then the normed last (batch, seq,
+    d_model)."""
 
     logits: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -42,7 +44,9 @@ class RWKVForCausalLM(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def forward(self, input_ids: Tensor, state: list[BlockState] | None = None, output_hidden_states: bool = False, **_: Any) -> RWKVOutput:
+    def forward(
+        self, input_ids: Tensor, state: list[BlockState] | None = None, output_hidden_states: bool = False, **_: Any
+    ) -> RWKVOutput:
         x = self.emb(input_ids)
         outputs, after, first = [], [], None
         for i, block in enumerate(self.blocks):
@@ -59,8 +63,8 @@ AutoModelForCausalLM.register(RWKVConfig, RWKVForCausalLM, exist_ok=True)
 
 @register(MODEL_TYPE)
 class RWKVAdapter(RecurrentAdapter):
-    """RWKV-5, 6 and 7: hidden states are the blocks' outputs. A block's state: the last normed inputs `att_shift` and `ffn_shift` (batch,
-    d_model), and `wkv` (batch, heads, head size, head size), float32."""
+    """RWKV-5, 6 and 7: hidden states are the blocks' outputs. A block's state: the last normed inputs `att_shift` and
+    `ffn_shift` (batch, d_model), and `wkv` (batch, heads, head size, head size), float32."""
 
     states_after_blocks = True
     state_names = ("att_shift", "wkv", "ffn_shift")
@@ -80,7 +84,9 @@ class RWKVAdapter(RecurrentAdapter):
     def final_norm(self) -> nn.Module:
         return self.model.ln_out
 
-    def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def run_block(
+        self, index: int, x: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         x, after, passage.first_values = self.blocks[index](x, before, passage.first_values)
         return x, after
 
@@ -90,8 +96,8 @@ class RWKVAdapter(RecurrentAdapter):
 
     @torch.no_grad()
     def recurrence(self, index: int, x: Tensor) -> Recurrence:
-        """A head: y_i = Σ_j α_ij v_j. RWKV-5 and 6: α_ij = Σ_n r_i[n] exp(Σ_{k=j+1..i−1} log w_k[n]) k_j[n], α_ii with the bonus u.
-        RWKV-7: α_ij = k_jᵀ G_{j+1} … G_i r_i, with G = diag(w) − κ (κ ⊙ a)ᵀ, without the bonus ρ."""
+        """A head: y_i = Σ_j α_ij v_j. RWKV-5 and 6: α_ij = Σ_n r_i[n] exp(Σ_{k=j+1..i−1} log w_k[n]) k_j[n], α_ii with
+        the bonus u. RWKV-7: α_ij = k_jᵀ G_{j+1} … G_i r_i, with G = diag(w) − κ (κ ⊙ a)ᵀ, without the bonus ρ."""
         block: Any = self.blocks[index]
         # Which values are read is no part of the weights, so those of the first block need not be known.
         inputs = block.att.mix(*block.att_input(x, None), None).inputs

@@ -23,11 +23,11 @@ _SUMS = ("num", "den", "max")
 
 @register("rwkv")
 class RWKV4Adapter(RecurrentAdapter):
-    """In evaluation mode transformers halves the residual stream after every `rescale_every` blocks and scales weights to match: hidden
-    states are the halved ones.
+    """In evaluation mode transformers halves the residual stream after every `rescale_every` blocks and scales weights
+    to match: hidden states are the halved ones.
 
-    A block's state, all (batch, d_model): the last normed inputs `att_shift` and `ffn_shift`, and the weighted average's numerator
-    `num` and denominator `den`, both relative to exp(`max`).
+    A block's state, all (batch, d_model): the last normed inputs `att_shift` and `ffn_shift`, and the weighted
+    average's numerator `num` and denominator `den`, both relative to exp(`max`).
     """
 
     states_after_blocks = True
@@ -51,7 +51,8 @@ class RWKV4Adapter(RecurrentAdapter):
     @torch.no_grad()
     def set_training(self, training: bool) -> None:
         super().set_training(training)
-        # transformers scales the weights for evaluation, and back for training, in the first pass after a change of mode
+        # transformers scales the weights for evaluation, and back for training, in the first pass after a change of
+        # mode
         self.model.base_model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
 
     @property
@@ -60,7 +61,9 @@ class RWKV4Adapter(RecurrentAdapter):
         is_scaled = getattr(self.model.rwkv, "layers_are_rescaled", False)
         return int(self.model.config.rescale_every) if is_scaled else 0
 
-    def run_block(self, index: int, x: Tensor, before: BlockState | None, passage: Passage) -> tuple[Tensor, BlockState]:
+    def run_block(
+        self, index: int, x: Tensor, before: BlockState | None, passage: Passage
+    ) -> tuple[Tensor, BlockState]:
         block: Any = self.blocks[index]
         if hasattr(block, "pre_ln"):  # of the embeddings
             x = block.pre_ln(x)
@@ -75,7 +78,11 @@ class RWKV4Adapter(RecurrentAdapter):
             x = x / 2
         if not passage.keeps:
             return x, {}
-        return x, {"ffn_shift": again[:, -1].clone(), "att_shift": normed[:, -1].clone(), **dict(zip(_SUMS, sums, strict=True))}
+        return x, {
+            "ffn_shift": again[:, -1].clone(),
+            "att_shift": normed[:, -1].clone(),
+            **dict(zip(_SUMS, sums, strict=True)),
+        }
 
     def attention_units(self, index: int) -> int:
         attention: Any = self.blocks[index].attention
@@ -118,7 +125,9 @@ def _receptance_key_value(attention: Any, x: Tensor, before: BlockState | None) 
     return torch.sigmoid(attention.receptance(_mixed(x, previous, attention.time_mix_receptance))), k, v
 
 
-def _weighted_average(attention: Any, k: Tensor, v: Tensor, before: BlockState | None, keeps: bool) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _weighted_average(
+    attention: Any, k: Tensor, v: Tensor, before: BlockState | None, keeps: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """eq. 16: the average (batch, seq, d_model), and its sums after the last token where the passage keeps them."""
     decay = -torch.exp(scans.wide(attention.time_decay))
     bonus = scans.wide(

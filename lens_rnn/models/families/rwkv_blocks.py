@@ -1,21 +1,22 @@
 """RWKV-5 (Eagle), RWKV-6 (Finch) and RWKV-7 (Goose) as plain modules with the official tensor names.
 
-Papers: Peng et al. 2024, arXiv 2404.05892 (RWKV-5 and 6, "EF" below); Peng et al. 2025, arXiv 2503.14456 (RWKV-7, "G" below).
+Papers: Peng et al. 2024, arXiv 2404.05892 (RWKV-5 and 6, "EF" below); Peng et al. 2025, arXiv 2503.14456 (RWKV-7, "G"
+below).
 
     x          normed input of a sub-layer                              (batch, seq, d_model)
     x_prev     the same one token earlier: the token shift              (batch, seq, d_model)
-    μ          how much of x_prev is mixed in, per channel              EF eq. 3 (lerp), 14 and 15 (ddlerp); G section 4.1
-    LoRA       two thin matrices with tanh, sigmoid or nothing between  EF eq. 14; G section 4.1 (loramlp)
+    μ          how much of x_prev is mixed in, per channel              EF eq. 3 (lerp), 14 and 15 (ddlerp); G section
+    4.1 LoRA       two thin matrices with tanh, sigmoid or nothing between  EF eq. 14; G section 4.1 (loramlp)
     r, k, v    receptance, key, value; g the gate                       EF eqs. 4 and 16; G section 4.1
-    w          decay of the state, exp(−exp(·)) in RWKV-5 and 6, exp(−e^{−½} σ(·)) in RWKV-7         EF eqs. 5, 17 and 18; G section 4.1
-    u          bonus of the current token (time_first, time_faaaa)      EF eqs. 6 and 19
+    w          decay of the state, exp(−exp(·)) in RWKV-5 and 6, exp(−e^{−½} σ(·)) in RWKV-7         EF eqs. 5, 17 and
+    18; G section 4.1 u          bonus of the current token (time_first, time_faaaa)      EF eqs. 6 and 19
     κ          removal key, normed per head; a in-context learning rate; k̃ replacement key           G section 4.1
     v_first    the first block's values, into which later blocks mix theirs                           G section 4.1
     S          state of one head, see models/wkv.py                     EF eqs. 8, 9, 21 and 22; G eq. 17
     ρ          bonus of the current token (r_k)                         G section 4.1
 
-Where an equation is computed it is named beside the code. Versions: 5.0 has no gate, and like 5.1 one decay and one bonus a head; 5.2 one
-a channel.
+Where an equation is computed it is named beside the code. Versions: 5.0 has no gate, and like 5.1 one decay and one
+bonus a head; 5.2 one a channel.
 """
 
 from collections.abc import Callable, Iterator
@@ -107,7 +108,9 @@ class TimeMix(nn.Module):
         """y (batch, seq, heads, n) from S on, and S after the last token."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, previous: Tensor, state: Tensor, first: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         mixed = self.mix(x, previous, first)
         y, state = self.recur(mixed.inputs, state)
         y = self.normed(y, mixed.inputs, x)
@@ -118,7 +121,8 @@ class TimeMix(nn.Module):
         return self.norm_heads(y, like)
 
     def weights(self, inputs: Inputs) -> Callable[[Tensor], Tensor]:
-        """The recurrence over one text as a causal matrix a head: a head that is given the value "1 at token j" answers with column j."""
+        """The recurrence over one text as a causal matrix a head: a head that is given the value "1 at token j" answers
+        with column j."""
         tokens, n = inputs[0].shape[1], self.head_size
         eye = torch.eye(tokens, device=inputs[0].device)[None, :, None]
 
@@ -131,7 +135,8 @@ class TimeMix(nn.Module):
         return of
 
     def respond(self, inputs: Inputs, units: Tensor, state: Tensor) -> Tensor:
-        """`recur` of some heads in plain torch, for values of any width; state (1, units, n, width) is empty. Returns y."""
+        """`recur` of some heads in plain torch, for values of any width; state (1, units, n, width) is empty. Returns
+        y."""
         raise NotImplementedError
 
     def split(self, x: Tensor) -> Tensor:
@@ -139,7 +144,8 @@ class TimeMix(nn.Module):
         return x.unflatten(-1, (self.heads, self.head_size))
 
     def norm_heads(self, y: Tensor, like: Tensor) -> Tensor:
-        """GroupNorm of y (batch, seq, heads, head size), each head by itself, in float32; returns (batch, seq, inner) in like's dtype."""
+        """GroupNorm of y (batch, seq, heads, head size), each head by itself, in float32; returns (batch, seq, inner)
+        in like's dtype."""
         flat = y.float().flatten(2).flatten(0, 1)
         normed = F.group_norm(flat, self.heads, self.ln_x.weight.float(), self.ln_x.bias.float(), self.eps)
         return normed.view(*y.shape[:2], -1).to(like.dtype)
@@ -160,10 +166,16 @@ class TimeMix5(TimeMix):
     def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
         r, k, v = (
             self.split(projection(torch.lerp(previous, x, mix)))  # EF eqs. 3 and 4
-            for projection, mix in ((self.receptance, self.time_mix_r), (self.key, self.time_mix_k), (self.value, self.time_mix_v))
+            for projection, mix in (
+                (self.receptance, self.time_mix_r),
+                (self.key, self.time_mix_k),
+                (self.value, self.time_mix_v),
+            )
         )
         log_w = -torch.exp(self.time_decay.float()).expand(-1, self.head_size).expand(r.shape)  # EF eq. 5
-        gate = F.silu(self.gate(torch.lerp(previous, x, self.time_mix_g))) if hasattr(self, "gate") else None  # EF eq. 7
+        gate = (
+            F.silu(self.gate(torch.lerp(previous, x, self.time_mix_g))) if hasattr(self, "gate") else None
+        )  # EF eq. 7
         return Mixed((r, k, v, log_w), gate, first)
 
     @property
@@ -186,7 +198,9 @@ class TimeMix6(TimeMix5):
     def __init__(self, config: RWKVConfig):
         TimeMix.__init__(self, config)
         d, mix, decay = config.hidden_size, config.lora["time_maa"], config.lora["time_decay"]
-        self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g = _vectors(6, d)
+        self.time_maa_x, self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g = _vectors(
+            6, d
+        )
         self.time_maa_w1, self.time_maa_w2 = nn.Parameter(torch.empty(d, 5 * mix)), nn.Parameter(torch.empty(5, mix, d))
         self.time_decay = nn.Parameter(torch.empty(config.attention_size))
         self.time_decay_w1, self.time_decay_w2 = (
@@ -198,10 +212,14 @@ class TimeMix6(TimeMix5):
 
     def mix(self, x: Tensor, previous: Tensor, first: Tensor | None) -> Mixed:
         delta = previous - x
-        lora = torch.tanh((x + delta * self.time_maa_x) @ self.time_maa_w1).unflatten(-1, (5, -1))  # (batch, seq, 5, LoRA)
+        lora = torch.tanh((x + delta * self.time_maa_x) @ self.time_maa_w1).unflatten(
+            -1, (5, -1)
+        )  # (batch, seq, 5, LoRA)
         offsets = torch.einsum("btim,imd->ibtd", lora, self.time_maa_w2)  # EF eq. 14
         static = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
-        xw, xk, xv, xr, xg = (x + delta * (mu + offset) for mu, offset in zip(static, offsets, strict=True))  # EF eq. 15
+        xw, xk, xv, xr, xg = (
+            x + delta * (mu + offset) for mu, offset in zip(static, offsets, strict=True)
+        )  # EF eq. 15
         decay = self.time_decay.float() + (torch.tanh(xw @ self.time_decay_w1) @ self.time_decay_w2).float()
         log_w = -torch.exp(self.split(decay))  # EF eqs. 17 and 18
         r, k, v = self.split(self.receptance(xr)), self.split(self.key(xk)), self.split(self.value(xv))
@@ -261,15 +279,21 @@ class TimeMix7(TimeMix):
 
 
 class ChannelMix(nn.Module):
-    """The feed-forward part: squared ReLU, in RWKV-5 and 6 behind a receptance gate (EF section 4.1.3, G section 4.2)."""
+    """The feed-forward part: squared ReLU, in RWKV-5 and 6 behind a receptance gate (EF section 4.1.3, G section
+    4.2)."""
 
     def __init__(self, config: RWKVConfig):
         super().__init__()
         d, self.version = config.hidden_size, config.version
-        self.mixes = {"7": ("x_k",), "6": ("time_maa_k", "time_maa_r")}.get(config.version, ("time_mix_k", "time_mix_r"))
+        self.mixes = {"7": ("x_k",), "6": ("time_maa_k", "time_maa_r")}.get(
+            config.version, ("time_mix_k", "time_mix_r")
+        )
         for name in self.mixes:
             setattr(self, name, nn.Parameter(torch.empty(d)))
-        self.key, self.value = nn.Linear(d, config.intermediate_size, bias=False), nn.Linear(config.intermediate_size, d, bias=False)
+        self.key, self.value = (
+            nn.Linear(d, config.intermediate_size, bias=False),
+            nn.Linear(config.intermediate_size, d, bias=False),
+        )
         if config.version != "7":
             self.receptance = nn.Linear(d, d, bias=False)
 
@@ -290,13 +314,21 @@ class RWKVBlock(nn.Module):
         self.ln1, self.ln2 = norms[:2]
         if index == 0:
             self.ln0 = norms[2]  # of the embeddings
-        self.att = TimeMix7(config, index == 0) if config.version == "7" else (TimeMix6 if config.version == "6" else TimeMix5)(config)
+        self.att = (
+            TimeMix7(config, index == 0)
+            if config.version == "7"
+            else (TimeMix6 if config.version == "6" else TimeMix5)(config)
+        )
         self.ffn = ChannelMix(config)
 
-    def forward(self, x: Tensor, state: BlockState | None, first: Tensor | None = None) -> tuple[Tensor, BlockState, Tensor | None]:
-        """x (batch, seq, d_model) and the state before it, None for that of no token, to the block's output, the state after it, v_first.
+    def forward(
+        self, x: Tensor, state: BlockState | None, first: Tensor | None = None
+    ) -> tuple[Tensor, BlockState, Tensor | None]:
+        """x (batch, seq, d_model) and the state before it, None for that of no token, to the block's output, the state
+        after it, v_first.
 
-        A state: the last normed inputs `att_shift` and `ffn_shift` (batch, d_model), and `wkv`, S (batch, heads, n, n), float32.
+        A state: the last normed inputs `att_shift` and `ffn_shift` (batch, d_model), and `wkv`, S (batch, heads, n, n),
+        float32.
         """
         normed, previous = self.att_input(x, state)
         wkv = self.empty_wkv(len(x)) if state is None else state["wkv"]
