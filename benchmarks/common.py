@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.artifacts import write_json
 from lens_rnn.errors import ConfigError
+from lens_rnn.files import write_json
 
 import torch
 

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from lens_rnn import artifacts, cli
 from lens_rnn.data import DataConfig, load_blocks
 from lens_rnn.errors import ConfigError, LensRNNError
+from lens_rnn.files import read_json, write_json
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
 
@@ -59,7 +60,7 @@ def work(config: Config, folder: Path) -> None:
     time = clocks[0].read() | {"steps": len(clocks) - 1}
     if processes.is_main:
         result.lens.save(folder)
-        artifacts.write_json(folder / FIGURES, time | {"loss": fmean(result.history[-1])})
+        write_json(folder / FIGURES, time | {"loss": fmean(result.history[-1])})
     processes.finish()
 
 
@@ -84,7 +85,7 @@ def launch(config: Config, processes: int, folder: Path) -> dict[str, float]:
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise LensRNNError(f"the run of {processes} process(es) failed: {(said or ['nothing said'])[0]}")
-    return artifacts.read_json(folder / FIGURES)
+    return read_json(folder / FIGURES)
 
 
 def main(config: Config) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import artifacts, cli
+from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.elk.anomaly import Anomaly, detect
 from lens_rnn.elk.features import FeatureConfig, extract, passes
@@ -24,6 +24,7 @@ from lens_rnn.elk.scores import Interval
 from lens_rnn.elk.source import QuirkyData, open_quirky
 from lens_rnn.elk.templates import templates_of
 from lens_rnn.elk.transfer import Result, check_rows, measure, read_all, report, table
+from lens_rnn.files import write_json, write_text
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
 from tqdm import tqdm
@@ -125,8 +126,8 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
         "transfers": report(results),
         "anomalies": [a._asdict() for a in anomalies],
     }
-    artifacts.write_json(output / "transfers.json", found)
-    artifacts.write_atomically(output / "transfers.csv", lambda file: file.write(table(results).encode()))
+    write_json(output / "transfers.json", found)
+    write_text(output / "transfers.csv", table(results))
     plot_curves(results, output / "curves.png", f"{name} on {data.name}")
     plot_heat(results, output / "heatmap.png", f"{name} on {data.name}")
     print(summary(results, anomalies))

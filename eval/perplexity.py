@@ -21,6 +21,7 @@ from lens_rnn.evaluation.plots import plot_layers_html, plot_layers_png
 from lens_rnn.evaluation.results import read_curves
 from lens_rnn.evaluation.statistics import js_between, marginals
 from lens_rnn.evaluation.transfer import layer_transfer
+from lens_rnn.files import write_json, write_text
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
@@ -151,8 +152,8 @@ def write(config: Config, metrics: dict, table: str) -> None:
     """All files of the result."""
     begin_output(config.folder, config, config.overwrite)
     path = config.folder / "aggregate_metrics.json"
-    artifacts.write_json(path, metrics)
-    artifacts.write_atomically(config.folder / "per_layer.csv", lambda file: file.write(table.encode()))
+    write_json(path, metrics)
+    write_text(config.folder / "per_layer.csv", table)
     curves = read_curves(path)
     plot_layers_png(curves, config.folder / "perplexity.png")
     plot_layers_html(curves, config.folder / "perplexity.html")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lens_rnn import artifacts, cli
+from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.data import STDLIB, DataConfig, open_source
 from lens_rnn.errors import ConfigError
+from lens_rnn.files import write_json, write_text
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
@@ -150,11 +151,9 @@ def main(config: Config) -> None:
     # Report.
     doing("writing the results")
     begin_output(config.folder, config, config.overwrite)
-    artifacts.write_json(config.folder / "steering.json", result)
-    artifacts.write_json(config.folder / "generations.json", generations)
-    artifacts.write_atomically(
-        config.folder / "steering.csv", lambda file: file.write(table(experiment, adapter).encode())
-    )
+    write_json(config.folder / "steering.json", result)
+    write_json(config.folder / "generations.json", generations)
+    write_text(config.folder / "steering.csv", table(experiment, adapter))
     experiment.vectors.save(config.folder / "vectors.safetensors")
     plot_experiment(experiment, adapter, config.folder / "steering.png", latent)
     print(brief(experiment))

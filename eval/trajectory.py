@@ -9,12 +9,13 @@ Writes trajectory.html (point at a cell for its likeliest tokens), trajectory.pn
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import artifacts, cli
+from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.evaluation.trajectory import named, predict
 from lens_rnn.evaluation.trajectory_plots import plot_trajectory_html, plot_trajectory_png
+from lens_rnn.files import write_json
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 
@@ -73,7 +74,7 @@ def main(config: Config) -> None:
     title = f"{Path(adapter.name).name}, {'logit' if found == 'logit' else 'tuned'} lens"
     begin_output(config.output, config, config.overwrite)
     about = {"model": adapter.name, "lens": found, "text": config.text}
-    artifacts.write_json(config.output / "trajectory.json", about | trajectory.report(text))
+    write_json(config.output / "trajectory.json", about | trajectory.report(text))
     plot_trajectory_png(trajectory, text, config.output / "trajectory.png", config.statistic, title=title)
     plot_trajectory_html(trajectory, text, config.output / "trajectory.html", config.statistic, title=title)
     print(f"saved to {config.output}")

@@ -11,10 +11,11 @@ and .html, and views.json.
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import artifacts, cli
+from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader, visible
+from lens_rnn.files import write_json
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
@@ -135,7 +136,7 @@ def main(config: Config) -> None:
             "by_layer": found.by_layer.tolist(),
         }
         print(f"{title}: {found.value:.3f}; the tokens make {float(found.tokens.sum()):.3f} of it")
-    artifacts.write_json(config.output / "views.json", about)
+    write_json(config.output / "views.json", about)
     print(f"saved to {config.output}")
     processes.finish()
 

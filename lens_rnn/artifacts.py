@@ -10,17 +10,15 @@ This module knows files and state dicts only, no models.
 """
 
 import hashlib
-import json
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from lens_rnn import hub
 from lens_rnn.errors import ArtifactError
+from lens_rnn.files import read_json, write_atomically, write_json
 
 import torch
 from torch import Tensor
@@ -42,35 +40,6 @@ class Artifact(NamedTuple):
     fit: dict[str, Any]
     """fit.json, or {} where the lens has none."""
     where: str
-
-
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Let `write` fill a file beside `path`, then rename it there, so that `path` is always whole or absent.
-
-    An error, a full disk for instance, leaves no partial file behind. An OSError names `path`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner reads
-        os.replace(name, path)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        # torch.save turns the OSError of a full disk into a RuntimeError about positions in its file
-        cause = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(cause, OSError) and cause.filename in (None, name):
-            raise OSError(cause.errno, cause.strerror or str(cause), str(path)) from error
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. NaN is refused: JSON has none."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def save(folder: Path, config: dict[str, Any], translators: dict[str, Tensor]) -> None:
@@ -195,20 +164,6 @@ def _read(folder: Path, count: int | None = None) -> Artifact:
     if not isinstance(fit.get("model", {}), dict):
         raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
     return Artifact(config, translators, fit, str(folder))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ArtifactError if there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not UTF-8, not JSON, a number of thousands of digits, endless brackets
-        raise ArtifactError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ArtifactError(f"{path} does not hold a JSON object")
-    return value
 
 
 def _read_params(path: Path) -> dict[str, Tensor]:

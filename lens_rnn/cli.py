@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 from lens_rnn import versions
 from lens_rnn.activity import doing, what_was_done
 from lens_rnn.errors import ConfigError, LensRNNError
+from lens_rnn.files import write_text
 
 import torch
 import tyro
@@ -91,7 +92,6 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
 def save_config(config: Any, path: Path) -> None:
     """Write a configuration as YAML that `--config` reads, without how the run was begun: that is not for the next one
     to repeat."""
-    from lens_rnn.artifacts import write_atomically
 
     settings = {
         name: value
@@ -99,7 +99,7 @@ def save_config(config: Any, path: Path) -> None:
         if name not in ("resume", "overwrite", "dry_run", "push_to_hub")
     }
     text = f"{MARK}: settings of a run, which --config reads\n{yaml.safe_dump(settings, sort_keys=False)}"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -22,8 +22,8 @@ PACKAGE = ROOT / "lens_rnn"
 
 # What each room may import, besides itself. A room is a module, or a package with all in it that is not listed by
 # itself.
-_LENS = {"errors", "models", "hub", "artifacts", "lens"}
-_TOOLS = {"errors", "data", "processes"}
+_LENS = {"errors", "files", "models", "hub", "artifacts", "lens"}
+_TOOLS = {"errors", "data", "processes", "checkpoints", "intervals", "memory", "drawing"}
 _WORK = (
     _LENS | _TOOLS | {"evaluation", "evaluation.canvas", "evaluation.curves", "evaluation.results", "evaluation.plots"}
 )
@@ -33,21 +33,26 @@ ROOMS: dict[str, set[str]] = {
     "versions": set(),
     "activity": set(),
     "compiled": set(),
+    "files": {"errors"},
+    "intervals": set(),
+    "memory": set(),
+    "drawing": {"files"},
+    "checkpoints": {"errors", "files", "processes"},
     "data": {"errors"},
     "processes": {"errors"},
     "looks": set(),
-    "models": {"errors", "compiled", "versions"},
+    "models": {"errors", "files", "compiled", "versions"},
     "hub": {"errors"},
-    "artifacts": {"errors", "hub"},
-    "cli": {"errors", "artifacts", "versions", "activity"},
-    "lens": {"errors", "models", "hub", "artifacts"},
-    "evaluation.canvas": set(),
+    "artifacts": {"errors", "files", "hub"},
+    "cli": {"errors", "files", "versions", "activity"},
+    "lens": {"errors", "files", "models", "hub", "artifacts"},
+    "evaluation.canvas": {"drawing", "files"},
     "evaluation.curves": {"errors"},
-    "evaluation.results": {"errors", "looks", "evaluation.curves"},
-    "evaluation.plots": {"errors", "looks", "evaluation.canvas", "evaluation.curves"},
-    "evaluation.matrix": {"evaluation.canvas", "evaluation.curves"},
+    "evaluation.results": {"errors", "files", "looks", "evaluation.curves"},
+    "evaluation.plots": {"drawing", "errors", "looks", "evaluation.canvas", "evaluation.curves"},
+    "evaluation.matrix": {"drawing", "evaluation.canvas", "evaluation.curves"},
     "evaluation.summary": {"evaluation.curves"},
-    "evaluation.figures": {"errors", "looks"}
+    "evaluation.figures": {"errors", "files", "looks", "drawing"}
     | {f"evaluation.{leaf}" for leaf in ("canvas", "curves", "matrix", "plots", "results")},
     "evaluation": _LENS | _TOOLS,
     "fitting": _WORK | {"compiled", "activity"},
@@ -55,7 +60,7 @@ ROOMS: dict[str, set[str]] = {
     "elk": _WORK,
     "views": _WORK,
     "viewer": _WORK | {"fitting", "steering", "elk", "views"},
-    "run": {"errors", "activity", "cli", "models", "processes"},
+    "run": {"errors", "files", "activity", "cli", "models", "processes"},
 }
 SIBLINGS = ("fitting", "steering", "elk", "views")
 SCRIPTS = ("train", "eval", "tests", "benchmarks")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError
+from lens_rnn.files import write_atomically, write_json
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_what_is_saved_is_loaded(folder: Path) -> None:
-    artifacts.write_json(folder / "fit.json", {"model": {"vocab_size": 7}})
+    write_json(folder / "fit.json", {"model": {"vocab_size": 7}})
     artifact = artifacts.load(folder)
     assert artifact.config == CONFIG
     assert artifact.fit == {"model": {"vocab_size": 7}}
@@ -103,11 +104,11 @@ def test_files_can_be_read_by_others_and_nothing_else_is_left(folder: Path) -> N
 
 
 def test_json_without_a_finite_number_is_refused_and_writes_nothing(tmp_path: Path) -> None:
-    artifacts.write_json(tmp_path / "fit.json", {"kl": 1.0})
+    write_json(tmp_path / "fit.json", {"kl": 1.0})
     before = content(tmp_path)
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="JSON compliant"):
-            artifacts.write_json(tmp_path / "fit.json", {"layers": [{"kl": bad}]})
+            write_json(tmp_path / "fit.json", {"layers": [{"kl": bad}]})
     assert content(tmp_path) == before
 
 
@@ -132,11 +133,11 @@ def test_an_error_while_writing_leaves_the_old_file_and_no_other(
     tmp_path: Path, write: Callable[[BinaryIO], None], error: type[BaseException]
 ) -> None:
     with pytest.raises(error):
-        artifacts.write_atomically(tmp_path / "new", write)
+        write_atomically(tmp_path / "new", write)
     assert content(tmp_path) == {}
     (tmp_path / "old").write_bytes(b"what was there")
     with pytest.raises(error) as caught:
-        artifacts.write_atomically(tmp_path / "old", write)
+        write_atomically(tmp_path / "old", write)
     assert content(tmp_path) == {"old": b"what was there"}
     if error is OSError:
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "old"))
@@ -170,9 +171,9 @@ def test_an_error_of_the_writer_itself_is_not_taken_for_one_of_the_disk(tmp_path
         (tmp_path / "source").read_bytes()
 
     with pytest.raises(FileNotFoundError, match="source"):
-        artifacts.write_atomically(tmp_path / "copy", cannot_read_its_source)
+        write_atomically(tmp_path / "copy", cannot_read_its_source)
     with pytest.raises(RuntimeError, match="of its own"):
-        artifacts.write_atomically(tmp_path / "copy", lambda file: (_ for _ in ()).throw(RuntimeError("of its own")))
+        write_atomically(tmp_path / "copy", lambda file: (_ for _ in ()).throw(RuntimeError("of its own")))
     assert content(tmp_path) == {}
 
 

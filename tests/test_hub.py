@@ -14,6 +14,7 @@ from typing import Any
 
 from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError
+from lens_rnn.files import write_json
 from lens_rnn.fitting.card import model_card, write_card
 from lens_rnn.lens import TunedLens, stock_attaches
 from lens_rnn.models import LogitMap, ModelAdapter, wrap_model
@@ -67,7 +68,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         lens.config.base_model_name_or_path = family
         lens.save(folder / f"{family}-lens")
         made = report(model_type, family, stock_attaches=stock_attaches(adapter))
-        artifacts.write_json(folder / f"{family}-lens" / "fit.json", made)
+        write_json(folder / f"{family}-lens" / "fit.json", made)
         write_card(folder / f"{family}-lens", made, f"me/{family}-lens")
         (folder / f"{family}-lens" / "checkpoints").mkdir()
         (folder / f"{family}-lens" / "checkpoints" / "step-00000001.pt").write_bytes(b"large")

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError
+from lens_rnn.files import write_json
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, wrap_model
 from tests.conftest import D_MODEL, VOCAB_SIZE, make_model
@@ -327,7 +327,7 @@ def saved_lens(adapter: ModelAdapter, folder: Path, name: str = "org/base", **mo
     lens.config.base_model_name_or_path = name
     lens.save(folder)
     if model:
-        artifacts.write_json(folder / "fit.json", {"model": {"name": name, "vocab_size": adapter.vocab_size, **model}})
+        write_json(folder / "fit.json", {"model": {"name": name, "vocab_size": adapter.vocab_size, **model}})
     return folder
 
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import artifacts, cli
+from lens_rnn import cli
 from lens_rnn.elk.card import write_card
 from lens_rnn.elk.finetune import Examples, FinetuneConfig, StepReport, finetune, log_odds, quirkiness
 from lens_rnn.elk.models import ABOUT, save_adapters, save_model
@@ -20,6 +20,7 @@ from lens_rnn.elk.quirky import SPLITS, QuirkySet
 from lens_rnn.elk.source import QuirkyData, open_quirky
 from lens_rnn.elk.templates import encode, templates_of
 from lens_rnn.errors import ConfigError
+from lens_rnn.files import write_json
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 
@@ -128,7 +129,7 @@ def main(config: Config) -> None:
             "validation_losses": outcome.validation_losses,
             "quirkiness": measured,
         }
-        artifacts.write_json(config.folder / ABOUT, about)
+        write_json(config.folder / ABOUT, about)
         write_card(config.folder, about)
         if not config.keep_checkpoints:
             for path in checkpoints.glob("step-*.pt"):

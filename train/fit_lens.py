@@ -111,7 +111,7 @@ def main(config: Config) -> None:
         adapter.shard(device, processes.world)
 
     # Take the output folder only now that nothing can be wrong with the input.
-    checkpoints = Checkpoints(config.folder / "checkpoints", decides)
+    checkpoints = Checkpoints(config.folder / "checkpoints", decides, kept=2)
     resume_from = checkpoints.last_of_all(processes) if config.resume else None
     with processes.together():
         if processes.is_main:

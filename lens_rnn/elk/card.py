@@ -4,7 +4,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.artifacts import write_atomically
+from lens_rnn.files import write_text
 
 import torch
 
@@ -50,7 +50,7 @@ python train/finetune_quirky.py \\
     --output {training["output"] or folder}
 ```
 """
-    write_atomically(folder / "README.md", lambda file: file.write(text.encode()))
+    write_text(folder / "README.md", text)
 
 
 _SHOWN = (

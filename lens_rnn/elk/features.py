@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lens_rnn import artifacts
 from lens_rnn.elk.quirky import Row
 from lens_rnn.elk.templates import Encoded, Template, encode
 from lens_rnn.errors import ConfigError, DataError
+from lens_rnn.files import read_json, write_json
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
 
@@ -93,7 +93,7 @@ def extract(
 
 def load_features(folder: Path) -> dict[str, Feature]:
     """Map what `extract` left in a folder."""
-    depths = artifacts.read_json(folder / _LIST)
+    depths = read_json(folder / _LIST)
     return {name: Feature(np.load(folder / f"{name}.npy", mmap_mode="r"), tuple(of)) for name, of in depths.items()}
 
 
@@ -145,7 +145,7 @@ class _Store:
     def finish(self) -> dict[str, Feature]:
         for array in self.arrays.values():
             array.flush()
-        artifacts.write_json(self.folder / _LIST, self.depths)
+        write_json(self.folder / _LIST, self.depths)
         return load_features(self.folder)
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lens_rnn import artifacts
 from lens_rnn.elk.quirky import CHARACTERS, Row, is_easy, is_hard
 from lens_rnn.elk.templates import Encoded
 from lens_rnn.errors import ConfigError, DataError, FitError
+from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
 from lens_rnn.models.lora import lora_maps
 from lens_rnn.processes import Processes
@@ -300,7 +300,7 @@ class _Checkpoints:
             "losses": losses,
             "identity": self.identity,
         }
-        artifacts.write_atomically(self.folder / f"step-{step}.pt", lambda file: torch.save(content, file))
+        write_atomically(self.folder / f"step-{step}.pt", lambda file: torch.save(content, file))
 
     def restore(self, step: int) -> dict[int, float]:
         path = self.folder / f"step-{step}.pt"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from lens_rnn import artifacts
 from lens_rnn.errors import ArtifactError, ModelError
+from lens_rnn.files import read_json, write_atomically
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, load_model
 
@@ -39,7 +40,7 @@ def save_adapters(model: Any, folder: Path, base: str) -> None:
     settings.base_model_name_or_path = os.path.relpath(base, folder) if Path(base).exists() else base
     settings.inference_mode, settings.target_modules = True, sorted(settings.target_modules)
     settings.save_pretrained(folder)
-    artifacts.write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
+    write_atomically(folder / WEIGHTS, lambda file: file.write(save(tensors)))
 
 
 def save_model(adapter: ModelAdapter, folder: Path) -> None:
@@ -57,10 +58,10 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
     settings: for `load_model`. Raises ModelError if the base cannot be found, or peft is absent or refuses.
     """
     folder = Path(name)
-    about = artifacts.read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
     if not (folder / ADAPTER).is_file():
         return QuirkyModel(load_model(name, **settings), None, about)
-    said = str(artifacts.read_json(folder / ADAPTER).get("base_model_name_or_path"))
+    said = str(read_json(folder / ADAPTER).get("base_model_name_or_path"))
     base = os.path.normpath(folder / said) if (folder / said).exists() else said
     adapter = load_model(base, **settings)
     try:

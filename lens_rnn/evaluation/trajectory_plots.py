@@ -12,9 +12,9 @@ from functools import partial
 from math import log, log10
 from pathlib import Path
 
-from lens_rnn.artifacts import write_atomically
 from lens_rnn.evaluation.tokens import visible
 from lens_rnn.evaluation.trajectory import NO_TARGET, STATISTICS, Trajectory, named
+from lens_rnn.files import write_atomically, write_text
 
 import numpy as np
 import plotly.graph_objects as go
@@ -88,7 +88,7 @@ def plot_trajectory_html(
     """Write `html_figure` as a page that holds all it needs and works offline (about 5 MB)."""
     figure = html_figure(trajectory, text, statistic, title=title, minus=minus)
     page = figure.to_html(include_plotlyjs=True, div_id="lens-rnn-trajectory", config={"displaylogo": False})
-    write_atomically(Path(path), lambda file: file.write(page.encode()))
+    write_text(Path(path), page)
 
 
 def plot_trajectory_png(

@@ -1,6 +1,6 @@
 """Fitting a tuned lens."""
 
-from lens_rnn.fitting.checkpoints import Checkpoints
+from lens_rnn.checkpoints import Checkpoints
 from lens_rnn.fitting.config import FitConfig
 from lens_rnn.fitting.fit import FitResult, StepReport, fit
 from lens_rnn.fitting.objective import FusedObjective

@@ -7,6 +7,7 @@ from typing import Any
 from lens_rnn import artifacts
 from lens_rnn.evaluation.curves import Curves
 from lens_rnn.evaluation.plots import plot_layers_png
+from lens_rnn.files import write_json, write_text
 from lens_rnn.lens import TunedLens
 
 import numpy as np
@@ -71,7 +72,7 @@ lens = TunedLens.from_unembed_and_pretrained(Unembedding(adapter), lens_resource
 def save_fit(folder: Path, lens: TunedLens, report: dict[str, Any], repo_id: str | None = None) -> None:
     """Write config.json, params.pt, fit.json and the card. repo_id: where the lens will be pushed to."""
     lens.save(folder)
-    artifacts.write_json(folder / artifacts.FIT, report)
+    write_json(folder / artifacts.FIT, report)
     write_card(folder, report, repo_id)
 
 
@@ -79,7 +80,7 @@ def write_card(folder: Path, report: dict[str, Any], repo_id: str | None = None)
     """Write README.md and its figure beside a lens, from the content of its fit.json. repo_id: where the lens will be
     pushed to."""
     plot_layers_png(_curves(report), folder / artifacts.FIGURE)
-    artifacts.write_atomically(folder / artifacts.CARD, lambda file: file.write(model_card(report, repo_id).encode()))
+    write_text(folder / artifacts.CARD, model_card(report, repo_id))
 
 
 def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:

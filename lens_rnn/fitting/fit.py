@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lens_rnn.activity import doing
+from lens_rnn.checkpoints import Checkpoints
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
-from lens_rnn.fitting.checkpoints import Checkpoints
 from lens_rnn.fitting.closed_form import HELD_OUT_ONE_IN, Moments
 from lens_rnn.fitting.config import FitConfig
 from lens_rnn.fitting.kfac import KFAC

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lens_rnn import artifacts
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ArtifactError
+from lens_rnn.files import read_json, write_json
 from lens_rnn.models import ModelAdapter
 
 import numpy as np
@@ -24,7 +24,7 @@ def load_reference(adapter: ModelAdapter, weights_sha256: str, eval_blocks: Toke
     path = Path(adapter.name) / FILE
     if not path.is_file():
         return None
-    content = artifacts.read_json(path)
+    content = read_json(path)
     if content.get("weights_sha256") != weights_sha256:
         return None
     try:
@@ -47,7 +47,7 @@ def save_reference(
         "made": made,
         "kl": {eval_blocks.sha256: {str(layer): kl[layer] for layer in adapter.fitted_layers}},
     }
-    artifacts.write_json(path, content)
+    write_json(path, content)
     return path
 
 

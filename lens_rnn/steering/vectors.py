@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from lens_rnn.artifacts import sha256_of, write_atomically
+from lens_rnn.artifacts import sha256_of
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError
+from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
 from lens_rnn.steering.pairs import Pair, data_sha256
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.artifacts import write_atomically
 from lens_rnn.evaluation.tokens import visible
 from lens_rnn.evaluation.trajectory_plots import (
     DOTS_PER_INCH,
@@ -21,6 +20,7 @@ from lens_rnn.evaluation.trajectory_plots import (
     _drawable,
     _safe,
 )
+from lens_rnn.files import write_atomically, write_text
 from lens_rnn.views.attention import HiddenAttention, rollout, shares
 from lens_rnn.views.relevance import Relevance
 from lens_rnn.views.strip import CHARACTER_INCHES, COLUMNS, LINE_INCHES, Strip, rooted
@@ -243,7 +243,7 @@ def save_page(figure: go.Figure, path: Path, above: str = "") -> None:
     body = figure.to_html(include_plotlyjs=True, full_html=False, div_id=_DIV, config={"displaylogo": False})
     font = "font-family:Helvetica,Arial,sans-serif;margin:24px"
     page = f'<!DOCTYPE html><html><head><meta charset="utf-8"></head><body style="{font}">{above}{body}</body></html>'
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -213,7 +213,7 @@ def stopped_and_resumed(
     adapter: ModelAdapter, blocks: TokenBlocks, settings: FitConfig, stop_after: int, folder: Path, **arguments: Any
 ) -> tuple[FitResult, list[StepReport]]:
     """What a fit that was killed after a step comes to when it is resumed, and the reports of the resumed part."""
-    checkpoints, reports = Checkpoints(folder, {"model": "a"}), []
+    checkpoints, reports = Checkpoints(folder, {"model": "a"}, kept=2), []
 
     def stop(report: StepReport) -> None:
         if report.step == stop_after:
@@ -270,7 +270,7 @@ def test_what_was_said_at_the_start_is_kept_through_a_resume(tiny_mamba: ModelAd
 def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
     tiny_mamba: ModelAdapter, tmp_path: Path
 ) -> None:
-    checkpoints = Checkpoints(tmp_path, {})
+    checkpoints = Checkpoints(tmp_path, {}, kept=2)
     whole = fit(tiny_mamba, make_blocks(), config(), checkpoints=checkpoints)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000010.pt", "step-00000015.pt"]
     (tmp_path / "step-00000015.pt").write_bytes(b"cut")
@@ -310,8 +310,8 @@ def test_a_nan_loss_stops_and_keeps_the_last_checkpoint(
 ) -> None:
     poison(monkeypatch, 6 * 4 + 2)  # step 7: two layers, two micro-batches a step
     with pytest.raises(FitError, match="layer 1 is nan at step 7"):
-        fit(tiny_mamba, make_blocks(), config(optimizer="adamw"), checkpoints=Checkpoints(tmp_path, {}))
-    saved = Checkpoints(tmp_path, {}).last()
+        fit(tiny_mamba, make_blocks(), config(optimizer="adamw"), checkpoints=Checkpoints(tmp_path, {}, kept=2))
+    saved = Checkpoints(tmp_path, {}, kept=2).last()
     assert saved is not None
     assert saved["step"] == 5
 
@@ -335,8 +335,8 @@ def test_a_nan_loss_takes_a_step_of_kfac_back_and_a_second_one_stops(
 
     poison(monkeypatch, 6 * 4 + 2, 7 * 4 + 2)
     with pytest.raises(FitError, match="layer 1 is nan at step 8"):
-        fit(tiny_mamba, make_blocks(), config(), checkpoints=Checkpoints(tmp_path, {}))
-    saved = Checkpoints(tmp_path, {}).last()
+        fit(tiny_mamba, make_blocks(), config(), checkpoints=Checkpoints(tmp_path, {}, kept=2))
+    saved = Checkpoints(tmp_path, {}, kept=2).last()
     assert saved is not None
     assert saved["step"] == 5
 
@@ -385,9 +385,9 @@ def test_translators_that_overflow_are_never_saved(tiny_mamba: ModelAdapter, tmp
             tiny_mamba,
             make_blocks(4),
             config(optimizer="adamw", learning_rate=float("inf"), checkpoint_every=1),
-            checkpoints=Checkpoints(tmp_path, {}),
+            checkpoints=Checkpoints(tmp_path, {}, kept=2),
         )
-    saved = Checkpoints(tmp_path, {}).last()
+    saved = Checkpoints(tmp_path, {}, kept=2).last()
     assert saved is not None
     assert saved["step"] == 0
 

@@ -1,35 +1,35 @@
-"""Checkpoints of a fit: written whole or not at all, the last two kept, and only continued by the same run."""
+"""Checkpoints of a run: written whole or not at all, and only continued by the same run."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.artifacts import write_atomically
 from lens_rnn.errors import FitError
+from lens_rnn.files import write_atomically
 from lens_rnn.processes import Processes
 
 import torch
-
-KEPT = 2
 
 log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The folder of a run's checkpoints. `identity` is everything that decides the run's numbers; another one is never
-    continued."""
+    """The folder of a run's checkpoints, step-N.pt.
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
-        self.folder = folder
-        self.identity = identity
+    identity: everything that decides the run's numbers, JSON-ready; a checkpoint of another one is never continued.
+    kept: how many of the last are kept, by default all.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], kept: int | None = None):
+        self.folder, self.identity, self.kept = folder, identity, kept
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write a checkpoint, then drop all but the last two."""
+        """Write a checkpoint, then drop all but the last that are to be kept."""
         for left in self.folder.glob(".*.partial"):  # a killed process left it, and only one process writes
             left.unlink(missing_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self._path(step)
         write_atomically(path, lambda file: torch.save({"identity": self.identity, "step": step, **state}, file))
-        for old in self._paths()[:-KEPT]:
+        for old in self._paths()[: -self.kept] if self.kept else []:
             old.unlink()
         return path
 
@@ -42,15 +42,9 @@ class Checkpoints:
         paths = self._paths()
         for path in reversed(paths):
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises a dozen types for a damaged file
-                # Damaged from outside, since a checkpoint is renamed only when whole: the one before it will do.
-                log.warning(
-                    "cannot read %s (%s)", path, str(error).splitlines()[0] if str(error) else type(error).__name__
-                )
-                continue
-            self._compare(state["identity"])
-            return state
+                return self._read(path)
+            except OSError as error:  # damaged from outside, since a checkpoint is renamed only when whole
+                log.warning("%s", error)
         if paths:
             raise FitError(f"none of the checkpoints in {self.folder} can be read; use --overwrite to start anew")
         return None
@@ -66,6 +60,26 @@ class Checkpoints:
         steps = processes.gather(mine["step"] if mine else -1)
         newest = max(steps)
         return mine if min(steps) == newest else processes.hand_on(mine, steps.index(newest))
+
+    def at(self, step: int) -> dict[str, Any]:
+        """The checkpoint of a step. Raises FitError if it cannot be read or is of another run."""
+        try:
+            return self._read(self._path(step))
+        except OSError as error:
+            raise FitError(str(error)) from None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """Raises OSError for a damaged file, FitError for one of another run."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises a dozen types for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise OSError(f"cannot read {path} ({reason})") from None
+        self._compare(state["identity"])
+        return state
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"))

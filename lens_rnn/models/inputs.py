@@ -1,0 +1,43 @@
+"""What is asked of a model, checked before it runs: token ids that it has, layers that it has."""
+
+from collections.abc import Sequence
+
+from lens_rnn.errors import ConfigError, DataError
+from lens_rnn.models.adapter import ModelAdapter
+
+import torch
+from torch import Tensor
+
+
+def one_text(adapter: ModelAdapter, input_ids: Tensor | Sequence[int]) -> Tensor:
+    """Token ids of one text as (1, tokens), int64, on the model's device.
+
+    Raises DataError for no tokens, more than the model can read, several texts, or ids that the model does not have.
+    """
+    given = torch.as_tensor(input_ids)
+    if not given.numel():
+        raise DataError("the text has no tokens; give at least one")
+    if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
+        raise DataError(
+            f"token ids have the shape {tuple(given.shape)} and type {given.dtype}; give one sequence of whole numbers"
+        )
+    ids = given.long()
+    if not (int(ids.min()) >= 0 and int(ids.max()) < adapter.vocab_size):
+        raise DataError(
+            f"token ids run from {ids.min()} to {ids.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}"
+        )
+    if adapter.longest_sequence is not None and len(ids) > adapter.longest_sequence:
+        raise DataError(
+            f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it"
+        )
+    return ids[None].to(adapter.device)
+
+
+def checked_layers(adapter: ModelAdapter, layers: int | Sequence[int]) -> list[int]:
+    """The layers as a list. Raises ConfigError for none, or for one that the model does not have."""
+    wanted = [layers] if isinstance(layers, int) else list(layers)
+    if not wanted:
+        raise ConfigError(f"no layer of {adapter.name} is named; choose from 0 to {adapter.n_layers - 1}")
+    if wrong := [layer for layer in wanted if not 0 <= layer < adapter.n_layers]:
+        raise ConfigError(f"there is no layer {wrong[0]}: {adapter.name} has layers 0 to {adapter.n_layers - 1}")
+    return wanted
