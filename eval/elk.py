@@ -33,6 +33,10 @@ DEMO = "demo"
 SHOWN = (("A", "A"), ("A", "B"), ("AE", "AH"), ("AE", "BH"), ("B", "B"), ("B", "BH"), ("all", "BH"), ("none", "BH"))
 
 
+FILES = ("transfers.csv", "transfers.json", "curves.png", "heatmap.png")
+"""What is written, and replaced with --overwrite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig, FeatureConfig):
     """Does a probe fitted in Alice's context recover the truth in Bob's?"""
@@ -116,7 +120,7 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
 
     # Report.
     doing("writing the results")
-    begin_output(output, config, config.overwrite)
+    begin_output(output, config, config.overwrite, FILES)
     found = {
         "model": adapter.name,
         "base": model.base,

@@ -28,6 +28,9 @@ from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, 
 from tqdm import tqdm
 from tuned_lens.nn.lenses import Lens
 
+FILES = ("aggregate_metrics.json", "per_layer.csv", "perplexity.png", "perplexity.html")
+"""What is written, and replaced with --overwrite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
@@ -150,7 +153,7 @@ def main(config: Config) -> None:
 
 def write(config: Config, metrics: dict, table: str) -> None:
     """All files of the result."""
-    begin_output(config.folder, config, config.overwrite)
+    begin_output(config.folder, config, config.overwrite, FILES)
     path = config.folder / "aggregate_metrics.json"
     write_json(path, metrics)
     write_text(config.folder / "per_layer.csv", table)

@@ -32,6 +32,10 @@ from tqdm import tqdm
 KNOWLEDGE = ("mmlu", "truthful_qa")
 
 
+FILES = ("steering.json", "steering.csv", "steering.png", "generations.json", "vectors.safetensors")
+"""What is written, and replaced with --overwrite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig, ExperimentConfig):
     """Steer a model's residual stream, its recurrent state, or both, and measure what that does to its answers."""
@@ -150,7 +154,7 @@ def main(config: Config) -> None:
 
     # Report.
     doing("writing the results")
-    begin_output(config.folder, config, config.overwrite)
+    begin_output(config.folder, config, config.overwrite, FILES)
     write_json(config.folder / "steering.json", result)
     write_json(config.folder / "generations.json", generations)
     write_text(config.folder / "steering.csv", table(experiment, adapter))

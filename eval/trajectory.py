@@ -25,6 +25,10 @@ TEXT = (
 )
 
 
+FILES = ("trajectory.html", "trajectory.png", "trajectory.json")
+"""What is written, and replaced with --overwrite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
     """See what a model believes at each layer and token of a text."""
@@ -72,7 +76,7 @@ def main(config: Config) -> None:
     doing("writing the results")
     text = token_reader(adapter.tokenizer)
     title = f"{Path(adapter.name).name}, {'logit' if found == 'logit' else 'tuned'} lens"
-    begin_output(config.output, config, config.overwrite)
+    begin_output(config.output, config, config.overwrite, FILES)
     about = {"model": adapter.name, "lens": found, "text": config.text}
     write_json(config.output / "trajectory.json", about | trajectory.report(text))
     plot_trajectory_png(trajectory, text, config.output / "trajectory.png", config.statistic, title=title)

@@ -38,6 +38,10 @@ TEXT = (
 )
 
 
+FILES = ("attention.html", "attention.png", "relevance.html", "relevance.png", "views.json")
+"""What is written, and replaced with --overwrite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
     """See which earlier tokens each block reads, and which tokens a prediction comes from."""
@@ -101,7 +105,7 @@ def main(config: Config) -> None:
 
     # Report.
     doing("writing the results")
-    begin_output(config.output, config, config.overwrite)
+    begin_output(config.output, config, config.overwrite, FILES)
     title = f"Hidden attention of {config.model_name}, mean over {attention.unit}s"
     save_png(attention_png(attention, names, title), config.output / "attention.png")
     save_page(attention_html(attention, names, title), config.output / "attention.html")

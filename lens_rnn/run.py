@@ -1,5 +1,6 @@
 """What the scripts share once a model is named: load it as the command line says, and keep an output folder safe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,41 +13,6 @@ from lens_rnn.processes import Processes
 
 import torch
 from accelerate import Accelerator
-
-_WRITTEN = [
-    "run.yaml",
-    "config.json",
-    "params.pt",
-    "fit.json",
-    "README.md",
-    "aggregate_metrics.json",
-    "per_layer.csv",
-    "perplexity.png",
-    "perplexity.html",
-    "trajectory.html",
-    "trajectory.png",
-    "trajectory.json",
-    "steering.json",
-    "steering.csv",
-    "steering.png",
-    "generations.json",
-    "vectors.safetensors",
-    "attention.html",
-    "attention.png",
-    "relevance.html",
-    "relevance.png",
-    "views.json",
-    "quirky.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "transfers.csv",
-    "transfers.json",
-    "curves.png",
-    "heatmap.png",
-    "checkpoints/step-*.pt",
-    "checkpoints/.*.partial",
-    ".*.partial",
-]
 
 
 def _demo_model() -> str:
@@ -146,11 +112,14 @@ def check_output(folder: Path, overwrite: bool, resume: bool = False) -> None:
         )
 
 
-def begin_output(folder: Path, config: object, overwrite: bool) -> None:
-    """Take the folder: with `overwrite` delete what an earlier run wrote, and nothing else; then leave run.yaml, which
-    `--config` reads."""
+def begin_output(folder: Path, config: object, overwrite: bool, files: Sequence[str]) -> None:
+    """Take the folder: with `overwrite` delete what an earlier run of the command wrote, and nothing else; then leave
+    run.yaml, which `--config` reads.
+
+    files: what the command writes, as patterns of names within the folder; each command states its own.
+    """
     if overwrite:
-        for pattern in _WRITTEN:
+        for pattern in ("run.yaml", ".*.partial", *files):
             for path in folder.glob(pattern):
                 path.unlink()
     cli.save_config(config, folder / "run.yaml")

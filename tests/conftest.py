@@ -16,6 +16,11 @@ os.environ["MPLBACKEND"] = "Agg"
 # torch and numba each have an OpenMP pool: idle threads that spin would take the cores from the other pool.
 os.environ["OMP_WAIT_POLICY"] = "passive"
 
+
+from tests import shapes
+
+shapes.install()
+
 from lens_rnn.models import ModelAdapter, wrap_model
 from lens_rnn.models.families.mamba2 import norms_groups
 from lens_rnn.models.rwkv_files import read_rwkv

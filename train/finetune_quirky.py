@@ -27,6 +27,17 @@ from lens_rnn.run import ModelConfig, begin_output, check_output, load_configure
 import torch
 from tqdm import tqdm
 
+FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "config.json",
+    "quirky.json",
+    "README.md",
+    "checkpoints/step-*.pt",
+    "checkpoints/.*.partial",
+)
+"""What is written, and replaced with --overwrite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig, FinetuneConfig, QuirkyData):
@@ -76,7 +87,7 @@ def main(config: Config) -> None:
     checkpoints = config.folder / "checkpoints"
     if processes.is_main:
         if not config.resume:
-            begin_output(config.folder, config, config.overwrite)
+            begin_output(config.folder, config, config.overwrite, FILES)
         counts = ", ".join(f"{len(part.rows):,} {split} rows" for split, part in examples.items())
         print(
             f"{config.method} on {adapter.name}; {data.name}: {counts}; {config.steps} steps of {config.batch_size} "

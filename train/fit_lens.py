@@ -35,6 +35,18 @@ _FREE = (
 _OF_A_MACHINE = ("threads", "setting threads")
 
 
+FILES = (
+    "config.json",
+    "params.pt",
+    "fit.json",
+    "README.md",
+    "perplexity.png",
+    "checkpoints/step-*.pt",
+    "checkpoints/.*.partial",
+)
+"""What is written, and replaced with --overwrite."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(FitConfig, DataConfig, ModelConfig):
     """Fit a tuned lens: one affine translator a layer, so that every hidden state can be read as a prediction."""
@@ -115,7 +127,7 @@ def main(config: Config) -> None:
     resume_from = checkpoints.last_of_all(processes) if config.resume else None
     with processes.together():
         if processes.is_main:
-            begin_output(config.folder, config, config.overwrite)
+            begin_output(config.folder, config, config.overwrite, FILES)
     if config.tracker:
         processes.start_tracking("lens-rnn", cli.plain(config))
 
