@@ -8,8 +8,7 @@ from typing import Any
 
 from lens_rnn.fitting import FusedObjective
 from lens_rnn.fitting.closed_form import Moments
-from lens_rnn.fitting.kfac import KFAC
-from lens_rnn.fitting.optimizers import LEARNING_RATES, OptimizerName, make_optimizer
+from lens_rnn.fitting.optimizers import OPTIMIZERS, OptimizerName, make_optimizer
 from lens_rnn.fitting.sums import StepSums
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import Forward, ModelAdapter, wrap_model
@@ -33,11 +32,11 @@ class Ours:
         self.layers, self.forward, self.ids = adapter.fitted_layers, forward, ids
         size, device = (len(self.layers), adapter.d_model), adapter.device
         self.weights, self.biases = torch.zeros(*size, adapter.d_model, device=device), torch.zeros(size, device=device)
-        self.optimizer = make_optimizer(name, self.weights, self.biases, LEARNING_RATES[name], STEPS, clip=1.0)
-        fisher = isinstance(self.optimizer, KFAC)
+        rate, fisher = OPTIMIZERS[name].default_rate, OPTIMIZERS[name].fisher
+        self.optimizer = make_optimizer(name, self.weights, self.biases, rate, STEPS, clip=1.0)
         self.sums = StepSums(*size, device, fisher)
         self.objective = FusedObjective(Unembedding(adapter), products=products, fisher=fisher)
-        if isinstance(self.optimizer, KFAC):
+        if fisher:
             moments = Moments(self.layers, adapter.d_model, device)
             moments.add(forward.hidden_states, forward.norm_input, held_out=False)
             self.optimizer.begin(moments)

@@ -81,7 +81,7 @@ def measure(config: Config, shape: tuple[int, int, int], optimizer: OptimizerNam
         torch.cuda.reset_peak_memory_stats()
     clock, marks = Clock(), []
 
-    def mark(_: Any) -> dict[str, Any]:
+    def mark(_: Any) -> dict[int, float]:
         """At the end of the closed-form start and of each step."""
         marks.append((clock.read()["seconds"], stopwatch.seconds))
         return {}

@@ -135,13 +135,12 @@ def main(config: Config) -> None:
     rows, figures = [], {}
     for dtype in config.dtypes:
         for contender in CONTENDERS:
-            figures[f"{dtype}, {contender}"] = found = in_a_process(config, contender, dtype)
+            figures[f"{dtype}, {contender}"] = taken = in_a_process(config, contender, dtype)
             loop = figures[f"{dtype}, {CONTENDERS[0]}"]
-            sizes = [
-                f"{found[part] / 2**20:,.0f}" for part in ("peak", "model", "translators", "gradients", "optimizer")
-            ]
+            parts = ("peak", "model", "translators", "gradients", "optimizer")
+            sizes = [f"{taken[part] / 2**20:,.0f}" for part in parts]
             rows.append(
-                [f"{config.d_model}, {dtype}", contender, sizes[0], f"{found['peak'] / loop['peak']:.3f}", *sizes[1:]]
+                [f"{config.d_model}, {dtype}", contender, sizes[0], f"{taken['peak'] / loop['peak']:.3f}", *sizes[1:]]
             )
     header = [
         "d_model, dtype",

@@ -1,13 +1,12 @@
 """What quality_per_token.py runs on one model: tuned-lens's recipe and our fit, with the clock on the training
 alone."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lens_rnn.data import DataConfig, TokenBlocks, load_blocks
 from lens_rnn.evaluation.metrics import evaluate
-from lens_rnn.fitting import Checkpoints, FitConfig, fit
+from lens_rnn.fitting import Checkpoints, FitConfig, fit, make_plan
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
 
@@ -60,28 +59,26 @@ class ModelRuns:
         """Our fit with its default settings. Where it would write checkpoints, every so many tokens, it is watched for
         the target."""
         blocks = self.blocks("fit", tokens=tokens)
-        fitting = FitConfig()
-        a_step = fitting.batch_size * blocks.seq_len
-        fitting = replace(fitting, checkpoint_every=max(1, every // a_step))
-        with tqdm(
-            total=fitting.steps(blocks) * a_step, unit="tok", unit_scale=True, desc=f"ours, {tokens:,} tokens"
-        ) as bar:
+        a_step = FitConfig().batch_size * blocks.seq_len
+        plan = make_plan(self.adapter, blocks, FitConfig(checkpoint_every=max(1, every // a_step)))
+        with tqdm(total=plan.steps * a_step, unit="tok", unit_scale=True, desc=f"ours, {tokens:,} tokens") as bar:
             watch = _Watch(self, target)
-            lens = fit(self.adapter, blocks, fitting, checkpoints=watch, on_step=lambda _: bar.update(a_step)).lens
+            lens = fit(self.adapter, blocks, plan, checkpoints=watch, on_step=lambda _: bar.update(a_step)).lens
             time = watch.clock.read()
         reached = watch.reached and {**watch.reached, "tokens": watch.reached["step"] * a_step}
-        return {"kl": self.kl(lens), **time, "passes": fitting.passes_over(blocks), "reached": reached}
+        return {"kl": self.kl(lens), **time, "passes": plan.passes, "reached": reached}
 
     def check(self) -> None:
         """Two steps of the recipe in float32 on our gradients and on its own are the same. Warms up what is compiled or
         loaded once."""
         blocks = self.blocks("fit", tokens=8 * self.seq_len)
-        ours, its = (
+        ours, theirs = (
             train(self.adapter, blocks, 4, gradients=by)
             for by in (fused_gradients(self.adapter, torch.float32), backward)
         )
         for i in self.adapter.fitted_layers:
-            difference = float((ours[i].weight - its[i].weight).detach().norm() / its[i].weight.detach().norm())
+            weight = theirs[i].weight.detach()
+            difference = float((ours[i].weight.detach() - weight).norm() / weight.norm())
             assert difference < 1e-4, (
                 f"the translators of layer {i} differ by {difference:.1e} of their norm after two steps"
             )

@@ -16,6 +16,7 @@ from typing import Literal
 
 from lens_rnn import cli
 from lens_rnn.fitting import FitConfig
+from lens_rnn.fitting.plan import product_dtype
 from lens_rnn.models import load_model
 from lens_rnn.run import ModelConfig
 
@@ -61,10 +62,10 @@ class Config:
 
 def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row a layer, then what the runs cost. The first column is tuned-lens's."""
-    its = next(iter(columns.values()))
+    theirs = next(iter(columns.values()))
 
     def row(name: str, cell: Callable[[Run], str], first: str = "", ours_only: bool = False) -> list[str]:
-        return [name, first, *("" if ours_only and run is its else cell(run) for run in columns.values())]
+        return [name, first, *("" if ours_only and run is theirs else cell(run) for run in columns.values())]
 
     def when(cell: Callable[[Run], str]) -> Callable[[Run], str]:
         return lambda run: cell(run["reached"]) if run["reached"] else "not reached"
@@ -72,13 +73,13 @@ def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str
     def layer(i: str) -> list[str]:
         return row(f"layer {i}", lambda run: f"{run['kl'][i]:.4f}", f"{logit['kl'][i]:.4f}")
 
-    rows = [layer(i) for i in its["kl"]]
+    rows = [layer(i) for i in theirs["kl"]]
     return ["KL, nats a token", "logit lens", *columns], [
         *rows,
         row("mean", lambda run: f"{mean(run['kl']):.4f}", f"{mean(logit['kl']):.4f}"),
         row(
             "layers below tuned-lens",
-            lambda run: f"{sum(run['kl'][i] < kl for i, kl in its['kl'].items())}/{len(its['kl'])}",
+            lambda run: f"{sum(run['kl'][i] < kl for i, kl in theirs['kl'].items())}/{len(theirs['kl'])}",
             "",
             True,
         ),
@@ -88,7 +89,7 @@ def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str
         row("after seconds (of all cores)", when(lambda r: f"{r['seconds']:.1f} ({r['cpu_seconds']:.1f})"), "", True),
         row(
             "tuned-lens's seconds ÷ those",
-            when(lambda r: f"{its['seconds'] / r['seconds']:.1f} ({its['cpu_seconds'] / r['cpu_seconds']:.1f})"),
+            when(lambda r: f"{theirs['seconds'] / r['seconds']:.1f} ({theirs['cpu_seconds'] / r['cpu_seconds']:.1f})"),
             "",
             True,
         ),
@@ -105,7 +106,7 @@ def measure(name: str, config: Config) -> None:
     runs.check()
 
     loop = ("tuned-lens's loop", with_autocast if config.recipe_autocast else backward)
-    products = FitConfig().product_dtype(adapter.dtype, adapter.device) if config.recipe_autocast else torch.float32
+    products = product_dtype(FitConfig(), adapter.dtype, adapter.device) if config.recipe_autocast else torch.float32
     fused = ("its recipe on our gradients", fused_gradients(adapter, products))
     label, gradients = fused if config.select_with == "fused" else loop
 
@@ -117,8 +118,8 @@ def measure(name: str, config: Config) -> None:
         for batch in config.recipe_batches
     }
     best = min(tried, key=lambda batch: mean(tried[batch]["kl"]))
-    its = kept.get(f"{loop[0]}, {best} tokens a step", partial(runs.recipe, *loop, best, config.recipe_tokens))
-    target = mean(its["kl"])
+    theirs = kept.get(f"{loop[0]}, {best} tokens a step", partial(runs.recipe, *loop, best, config.recipe_tokens))
+    target = mean(theirs["kl"])
     ours = {n: kept.get(f"ours, {n} tokens", partial(runs.ours, n, target, config.every)) for n in config.tokens}
 
     means = ", ".join(f"{batch:,}: {mean(run['kl']):.4f}" for batch, run in tried.items())
@@ -132,7 +133,7 @@ def measure(name: str, config: Config) -> None:
         "same in float32.",
     ]
     columns = {
-        f"tuned-lens, {config.recipe_tokens:,} tokens": its,
+        f"tuned-lens, {config.recipe_tokens:,} tokens": theirs,
         **{f"ours, {n:,} tokens": run for n, run in ours.items()},
     }
     report(adapter.name, *table(logit, columns), notes, None)

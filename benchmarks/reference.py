@@ -13,7 +13,7 @@ from lens_rnn import cli
 from lens_rnn.data import DataConfig, load_blocks, open_source
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.metrics import evaluate
-from lens_rnn.fitting import FitConfig, StepReport, fit
+from lens_rnn.fitting import FitConfig, StepReport, fit, make_plan
 from lens_rnn.fitting.reference import load_reference, save_reference
 from lens_rnn.fitting.report import describe_model
 from lens_rnn.lens import Unembedding
@@ -43,16 +43,16 @@ def main(config: Config) -> None:
     fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source, everything=True)
     eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
     unembedding = Unembedding(adapter)
-    weights = describe_model(adapter, unembedding.sha256())["weights_sha256"]
+    weights = describe_model(adapter, unembedding.sha256()).weights_sha256
     start = time.perf_counter()
-    tokens = config.steps(fit_blocks) * config.batch_size * fit_blocks.seq_len
-    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting") as bar:
+    plan = make_plan(adapter, fit_blocks, config)
+    with tqdm(total=plan.steps * plan.step_tokens, unit="tok", unit_scale=True, desc="fitting") as bar:
 
         def on_step(report: StepReport) -> None:
             bar.update(report.tokens - bar.n)
             bar.set_postfix({"mean": f"{sum(report.losses.values()) / len(report.losses):.3f}"})
 
-        result = fit(adapter, fit_blocks, config, unembedding=unembedding, on_step=on_step)
+        result = fit(adapter, fit_blocks, plan, unembedding=unembedding, on_step=on_step)
     seconds = time.perf_counter() - start
     figures = evaluate(adapter, {"tuned": result.lens}, eval_blocks).lenses["tuned"]
     kl = {i: figures[i].kl for i in adapter.fitted_layers}
@@ -67,7 +67,8 @@ def main(config: Config) -> None:
     made = {
         "command": f"python benchmarks/reference.py --model {config.model}",
         "optimizer": config.optimizer,
-        **{name: config.resolved(fit_blocks, adapter)[name] for name in ("tokens", "passes")},
+        "tokens": plan.tokens,
+        "passes": plan.passes,
         "evaluation_tokens": int(eval_blocks.tokens.size),
         "seconds": round(seconds),
         "source": {**fit_blocks.origin, "name": fit_blocks.source},

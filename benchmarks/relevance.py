@@ -48,7 +48,7 @@ def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | N
     token's logit."""
     rng = np.random.default_rng(config.seed)
     blocks = load_blocks(DataConfig(seq_len=64), "eval", adapter.tokenizer)
-    found: dict[str, list[float]] = {name: [] for name in (*METHODS, "last first", "random")}
+    by_order: dict[str, list[float]] = {name: [] for name in (*METHODS, "last first", "random")}
     chosen = rng.permutation(len(blocks))[: config.texts]
     for row in tqdm(chosen, desc=f"layer {layer}" if layer is not None else "model"):
         ids = blocks.tokens[row, : config.tokens].astype(int).tolist()
@@ -58,19 +58,19 @@ def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | N
         orders += [rng.permutation(last) for _ in range(RANDOM_ORDERS)]
         values = without_tokens(adapter, ids, np.stack(orders), (0, *config.counts), by_method[0].explained, lens)
         fall = (values[:, :1] - values[:, 1:]).mean(1)  # (orders)
-        for name, value in zip(found, [*fall[: len(METHODS) + 1], fall[len(METHODS) + 1 :].mean()], strict=True):
-            found[name].append(float(value))
-    return {name: np.array(values) for name, values in found.items()}
+        for name, value in zip(by_order, [*fall[: len(METHODS) + 1], fall[len(METHODS) + 1 :].mean()], strict=True):
+            by_order[name].append(float(value))
+    return {name: np.array(values) for name, values in by_order.items()}
 
 
 def row(name: str, by_quantity: list[dict[str, np.ndarray]], rng: np.random.Generator) -> list[str]:
     """One order: its fall, and by how much the first method's is more, with a 95 % bootstrap interval over texts."""
     cells = [name]
-    for found in by_quantity:
-        margin = found[METHODS[0]] - found[name]
+    for fall in by_quantity:
+        margin = fall[METHODS[0]] - fall[name]
         low, high = np.percentile(rng.choice(margin, (10_000, len(margin))).mean(1), [2.5, 97.5])
         cells += [
-            f"{found[name].mean():.2f}",
+            f"{fall[name].mean():.2f}",
             "" if name == METHODS[0] else f"{margin.mean():.2f} [{low:.2f}, {high:.2f}]",
         ]
     return cells

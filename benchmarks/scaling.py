@@ -83,8 +83,8 @@ def launch(config: Config, processes: int, folder: Path) -> dict[str, float]:
         [sys.executable, *torchrun, *words], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-        raise LensRNNError(f"the run of {processes} process(es) failed: {(said or ['nothing said'])[0]}")
+        errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise LensRNNError(f"the run of {processes} process(es) failed: {(errors or ['nothing said'])[0]}")
     return read_json(folder / FIGURES)
 
 

@@ -7,32 +7,31 @@ states.
 Writes for each model transfers.csv, transfers.json, curves.png and heatmap.png.
 """
 
-import dataclasses
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
-from lens_rnn.elk.anomaly import Anomaly, detect
+from lens_rnn.elk.anomaly import detect
+from lens_rnn.elk.answers import quirkiness
 from lens_rnn.elk.features import FeatureConfig, extract, passes
-from lens_rnn.elk.finetune import quirkiness
 from lens_rnn.elk.models import QuirkyModel, load_quirky, open_lens
 from lens_rnn.elk.plots import plot_curves, plot_heat
-from lens_rnn.elk.scores import Interval
+from lens_rnn.elk.probes import SUPERVISED
+from lens_rnn.elk.report import TransferReport, table
 from lens_rnn.elk.source import QuirkyData, open_quirky
 from lens_rnn.elk.templates import templates_of
-from lens_rnn.elk.transfer import Result, check_rows, measure, read_all, report, table
-from lens_rnn.files import write_json, write_text
+from lens_rnn.elk.transfer import check_rows, read_all, score_transfers
+from lens_rnn.files import write_text
+from lens_rnn.intervals import Estimate
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
 from tqdm import tqdm
 
 DEMO = "demo"
 SHOWN = (("A", "A"), ("A", "B"), ("AE", "AH"), ("AE", "BH"), ("B", "B"), ("B", "BH"), ("all", "BH"), ("none", "BH"))
-
-
 FILES = ("transfers.csv", "transfers.json", "curves.png", "heatmap.png")
 """What is written, and replaced with --overwrite."""
 
@@ -71,11 +70,10 @@ class Config(ModelConfig, FeatureConfig):
         return [str(folder / name) for name in ("tiny-quirky-mamba", "tiny-quirky-rwkv4")]
 
     def rows_config(self, model: QuirkyModel) -> QuirkyData:
-        """The model's own data, with what is said otherwise."""
-        said = {name: getattr(self, name) for name in ("data", "validation_questions", "test_questions")}
-        return QuirkyData(
-            **(model.about.get("data", {}) | {name: value for name, value in said.items() if value is not None})
-        )
+        """The model's own data, with what was asked for instead."""
+        asked = {name: getattr(self, name) for name in ("data", "validation_questions", "test_questions")}
+        own = model.report.data if model.report else QuirkyData()
+        return replace(own, **{name: value for name, value in asked.items() if value is not None})
 
 
 def main(config: Config) -> None:
@@ -98,7 +96,8 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
 
     # Data and lens.
     doing("making or reading the rows")
-    data = open_quirky(config.rows_config(model))
+    settings = config.rows_config(model)
+    data = open_quirky(settings)
     fit, test = data.rows("validation"), data.rows("test")
     check_rows(fit, test)
     lens, lens_name = open_lens(model, config.lens)
@@ -113,48 +112,42 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
             for split, rows in (("validation", fit), ("test", test))
         }
     doing(f"fitting probes on {name}")
-    readings = list(tqdm(read_all(fit, read["validation"], read["test"]), desc="probes", unit="subsets"))
-    results = measure(readings, test)
-    anomalies = [a for r in readings if (r.probe, r.train) == ("lr", "AE") for a in detect(r, test)]
-    said = quirkiness(test, read["test"]["model_log_odds"].values[0, :, 0])
+    scores = list(tqdm(read_all(fit, read["validation"], read["test"]), desc="probes", unit="subsets"))
+    report = TransferReport(
+        model=adapter.name,
+        base=model.base,
+        lens=lens_name,
+        data=settings,
+        quirkiness=quirkiness(test, read["test"]["model_log_odds"].values[0, :, 0]),
+        transfers=score_transfers(scores, test),
+        anomalies=[a for s in scores if (s.probe, s.train) == (SUPERVISED, "AE") for a in detect(s, test)],
+    )
 
     # Report.
     doing("writing the results")
     begin_output(output, config, config.overwrite, FILES)
-    found = {
-        "model": adapter.name,
-        "base": model.base,
-        "lens": lens_name,
-        "data": dataclasses.asdict(config.rows_config(model)),
-        "quirkiness": said,
-        "transfers": report(results),
-        "anomalies": [a._asdict() for a in anomalies],
-    }
-    write_json(output / "transfers.json", found)
-    write_text(output / "transfers.csv", table(results))
-    plot_curves(results, output / "curves.png", f"{name} on {data.name}")
-    plot_heat(results, output / "heatmap.png", f"{name} on {data.name}")
-    print(summary(results, anomalies))
+    report.write(output / "transfers.json")
+    write_text(output / "transfers.csv", table(report.transfers))
+    plot_curves(report.transfers, output / "curves.png", f"{name} on {data.name}")
+    plot_heat(report.transfers, output / "heatmap.png", f"{name} on {data.name}")
+    print(summary(report))
     print(f"saved to {output}", flush=True)
 
 
-def summary(results: list[Result], anomalies: list[Anomaly]) -> str:
+def summary(report: TransferReport) -> str:
     """The transfers that matter most, as lines."""
     lines = [f"{'feature':14} {'probe':15} transfer     layer  AUROC                gap recovered"]
-    for r in results:
+    for r in report.transfers:
         if (r.train, r.test) in SHOWN:
-            gap = f"{r.recovered:6.2f} {_bounds(r.recovered_interval, 2)}" if math.isfinite(r.recovered) else ""
-            auroc = f"{r.auroc:.3f} {_bounds(r.interval)}"
-            lines.append(
-                f"{r.feature:14} {r.probe:15} {r.train + ' → ' + r.test:12} {r.layer:5}  {auroc} {gap}".rstrip()
-            )
-    for a in anomalies:
-        lines.append(f"{a.feature:14} {a.detector:21} AH, BH apart  {a.auroc:.3f} {_bounds(a.interval)}")
+            gap = f"{r.recovered.value:6.2f} {_bounds(r.recovered, 2)}" if math.isfinite(r.recovered.value) else ""
+            transfer = f"{r.train} → {r.test}"
+            lines.append(f"{r.feature:14} {r.probe:15} {transfer:12} {r.layer:5}  {r.auroc.rounded()} {gap}".rstrip())
+    lines += [f"{a.feature:14} {a.detector:21} AH, BH apart  {a.auroc.rounded()}" for a in report.anomalies]
     return "\n".join(lines)
 
 
-def _bounds(found: Interval, digits: int = 3) -> str:
-    return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
+def _bounds(estimate: Estimate, digits: int) -> str:
+    return f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 if __name__ == "__main__":

@@ -17,21 +17,20 @@ from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
+from lens_rnn.drawing import Drawable, save_picture
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation import summary
-from lens_rnn.evaluation.canvas import Drawable, write_png, write_text
-from lens_rnn.evaluation.curves import Curves
+from lens_rnn.evaluation.curves import Curves, warn_of_broken
 from lens_rnn.evaluation.figures import NAMES, Name, draw, ordered, parse_size
 from lens_rnn.evaluation.results import FILE_NAME, find_results, read_results
-
-import tyro
+from lens_rnn.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Draw the figures of the paper from result files."""
 
-    results: tyro.conf.Positional[tuple[str, ...]] = ("results",)
+    results: cli.Positional[tuple[str, ...]] = ("results",)
     """Result files or folders that hold any number of them; FAMILY:PATH where a file and its folders do not tell the
     family."""
     output: Path = Path("figures")
@@ -70,21 +69,17 @@ def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     doing("reading the results")
     results = ordered(read_results(find_results(config.results)))
-    for curves in results:
-        if curves.broken:
-            logging.getLogger("lens_rnn").warning(
-                "%s is a broken run (%s bits per byte) and is drawn as one", curves.name, curves.broken
-            )
+    warn_of_broken(results)
     doing("drawing")
     drawn = draw_all(config, results)
     rows = summary.summarise(results)
 
     for name, picture in drawn.items():
-        write_png(picture.matplotlib(), config.output / f"{name}.png")
+        save_picture(picture, config.output / f"{name}.png")
         print(f"wrote {config.output / name}.png")
     page = summary.as_page(rows, {name: picture.plotly() for name, picture in drawn.items()})
     for name, text in {"figures.html": page, "summary.csv": summary.as_csv(rows)}.items():
-        write_text(text, config.output / name)
+        write_text(config.output / name, text)
         print(f"wrote {config.output / name}")
     print(summary.as_text(rows))
 

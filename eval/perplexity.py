@@ -14,21 +14,24 @@ from pathlib import Path
 from lens_rnn import artifacts, cli
 from lens_rnn.activity import doing
 from lens_rnn.data import STDLIB, DataConfig, load_blocks, open_source, unigram_cross_entropy
+from lens_rnn.drawing import save_picture
 from lens_rnn.errors import ConfigError
-from lens_rnn.evaluation.export import layer_table, result
+from lens_rnn.evaluation.curves import warn_of_broken
+from lens_rnn.evaluation.export import Extras, TextsRead, layer_table, result
 from lens_rnn.evaluation.metrics import evaluate
-from lens_rnn.evaluation.plots import plot_layers_html, plot_layers_png
+from lens_rnn.evaluation.plots import layers_picture
+from lens_rnn.evaluation.result_file import FILE_NAME, EvaluationResult
 from lens_rnn.evaluation.results import read_curves
 from lens_rnn.evaluation.statistics import js_between, marginals
 from lens_rnn.evaluation.transfer import layer_transfer
-from lens_rnn.files import write_json, write_text
+from lens_rnn.files import write_text
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
 from tqdm import tqdm
 from tuned_lens.nn.lenses import Lens
 
-FILES = ("aggregate_metrics.json", "per_layer.csv", "perplexity.png", "perplexity.html")
+FILES = (FILE_NAME, "per_layer.csv", "perplexity.png", "perplexity.html")
 """What is written, and replaced with --overwrite."""
 
 
@@ -86,10 +89,10 @@ class Config(ModelConfig):
 def fitting_data(data: DataConfig, lens: str | None) -> DataConfig:
     """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the
     default."""
-    fitted_on = artifacts.load(lens).fit.get("data", {}).get("fit", {}) if lens else {}
-    if fitted_on.get("source") != data.data:
+    fitted_on = artifacts.load(lens).report.data.fit if lens else None
+    if not fitted_on or fitted_on.source != data.data:
         return data
-    return replace(data, tokens=fitted_on["tokens"], seq_len=fitted_on["seq_len"], eval_tokens=None)
+    return replace(data, tokens=fitted_on.tokens, seq_len=fitted_on.seq_len, eval_tokens=None)
 
 
 def main(config: Config) -> None:
@@ -120,7 +123,7 @@ def main(config: Config) -> None:
     # Work.
     doing("measuring")
     share: dict = {"processes": processes, "micro_batch_size": config.micro_batch_size}
-    more = {}
+    extras = Extras()
     with tqdm(
         total=blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main
     ) as bar:
@@ -128,38 +131,32 @@ def main(config: Config) -> None:
         if config.transfer:
             bar.reset()
             transfer = layer_transfer(adapter, lenses["tuned"], blocks, on_batch=bar.update, **share)
+            extras = replace(extras, transfer=transfer)
     if config.statistics:
-        more["marginal"] = marginals(adapter, lenses, blocks, **share).metrics()
+        extras = replace(extras, marginal=marginals(adapter, lenses, blocks, **share).metrics())
         if lens:
-            more["js_nats"] = js_between(adapter, lenses["logit"], lenses["tuned"], blocks, **share).tolist()
+            js_nats = js_between(adapter, lenses["logit"], lenses["tuned"], blocks, **share)
+            extras = replace(extras, js_nats=js_nats.tolist())
 
     # Report.
     doing("writing the results")
     if processes.is_main:
-        counts = {"tokens": int(counted.tokens.size), "sha256": counted.sha256}
-        data_read = {
-            "data": config.data,
-            "tokens": int(blocks.tokens.size),
-            "tokens_sha256": blocks.sha256,
-            "unigram_counted_on": counts,
-        }
-        metrics = result(adapter, evaluation, blocks.bits_per_byte, {"lens": lens} | data_read | more)
-        if config.transfer:
-            metrics["tuned"]["layer_transfer"] = transfer.metrics(blocks.bits_per_byte)
-        write(config, metrics, layer_table(adapter, evaluation, blocks.bits_per_byte))
+        texts = TextsRead(source=config.data, blocks=blocks, counted=counted)
+        table = layer_table(adapter, evaluation, blocks.bits_per_byte)
+        write(config, result(adapter, evaluation, texts, lens, extras), table)
         print(f"saved to {config.folder}")
     processes.finish()
 
 
-def write(config: Config, metrics: dict, table: str) -> None:
+def write(config: Config, measured: EvaluationResult, table: str) -> None:
     """All files of the result."""
     begin_output(config.folder, config, config.overwrite, FILES)
-    path = config.folder / "aggregate_metrics.json"
-    write_json(path, metrics)
+    measured.write(config.folder / FILE_NAME)
     write_text(config.folder / "per_layer.csv", table)
-    curves = read_curves(path)
-    plot_layers_png(curves, config.folder / "perplexity.png")
-    plot_layers_html(curves, config.folder / "perplexity.html")
+    curves = read_curves(config.folder)
+    warn_of_broken([curves])
+    for name in ("perplexity.png", "perplexity.html"):
+        save_picture(layers_picture(curves), config.folder / name)
     print(table, end="")
 
 

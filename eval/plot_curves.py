@@ -13,24 +13,24 @@ from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
+from lens_rnn.drawing import save_picture
 from lens_rnn.errors import ConfigError
-from lens_rnn.evaluation import plots
+from lens_rnn.evaluation.curves import warn_of_broken
+from lens_rnn.evaluation.plots import Lens, comparison_picture, layers_picture
 from lens_rnn.evaluation.results import FILE_NAME, read_results
-
-import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Draw results over depth."""
 
-    results: tyro.conf.Positional[tuple[str, ...]]
+    results: cli.Positional[tuple[str, ...]] = ()
     """Folders that hold an aggregate_metrics.json, or such files; FAMILY:PATH where the family is not known."""
     output: Path
     """A .png or .html file, or a folder that gets curves.png and curves.html."""
     labels: tuple[str, ...] = ()
     """Names for the legend, one a result. Default: the names of the models."""
-    lens: plots.Lens = "both"
+    lens: Lens = "both"
     """What to draw: the tuned lens (solid), the logit lens (dashed), or both."""
     verbose: bool = False
     """Show also the versions, what is being done, and what the libraries underneath say."""
@@ -56,13 +56,12 @@ def main(config: Config) -> None:
         ]
 
     doing("drawing")
+    warn_of_broken(results)
+    alone = results[0] if len(results) == 1 else None
+    picture = layers_picture(alone, config.lens) if alone else comparison_picture(results, config.lens)
     folder = config.output.is_dir() or not config.output.suffix
     for path in [config.output / "curves.png", config.output / "curves.html"] if folder else [config.output]:
-        html = path.suffix.lower() == ".html"
-        if len(results) == 1:
-            (plots.plot_layers_html if html else plots.plot_layers_png)(results[0], path, config.lens)
-        else:
-            (plots.plot_comparison_html if html else plots.plot_comparison_png)(results, path, config.lens)
+        save_picture(picture, path)
         print(f"wrote {path}")
 
 

@@ -30,8 +30,6 @@ from lens_rnn.steering.report import brief, summary, table, through_the_lens
 from tqdm import tqdm
 
 KNOWLEDGE = ("mmlu", "truthful_qa")
-
-
 FILES = ("steering.json", "steering.csv", "steering.png", "generations.json", "vectors.safetensors")
 """What is written, and replaced with --overwrite."""
 
@@ -137,8 +135,8 @@ def main(config: Config) -> None:
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
-    found = config.lens or config.lens_beside
-    lens = TunedLens.load(adapter, found) if found else None
+    lens_name = config.lens or config.lens_beside
+    lens = TunedLens.load(adapter, lens_name) if lens_name else None
     doing("reading the questions")
     contrast = read_contrast(config, adapter)
     knowledge, texts = read_further(config, adapter, contrast)
@@ -149,18 +147,18 @@ def main(config: Config) -> None:
         experiment = run_experiment(adapter, contrast, config, knowledge, bar.update)
     doing("reading what was steered")
     latent = through_the_lens(experiment, adapter, lens) if lens else {}
-    result = summary(experiment, adapter, lens, latent) | {"lens": found}
+    report = summary(experiment, adapter, lens, latent, lens_name)
     generations = written(config, adapter, experiment, texts)
 
     # Report.
     doing("writing the results")
     begin_output(config.folder, config, config.overwrite, FILES)
-    write_json(config.folder / "steering.json", result)
+    report.write(config.folder / "steering.json")
     write_json(config.folder / "generations.json", generations)
     write_text(config.folder / "steering.csv", table(experiment, adapter))
     experiment.vectors.save(config.folder / "vectors.safetensors")
     plot_experiment(experiment, adapter, config.folder / "steering.png", latent)
-    print(brief(experiment))
+    print(brief(report))
     print(f"saved to {config.folder}")
     processes.finish()
 

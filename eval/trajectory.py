@@ -11,20 +11,19 @@ from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
+from lens_rnn.drawing import save_page, save_png
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader
-from lens_rnn.evaluation.trajectory import named, predict
-from lens_rnn.evaluation.trajectory_plots import plot_trajectory_html, plot_trajectory_png
-from lens_rnn.files import write_json
+from lens_rnn.evaluation.trajectory import FORMAT, named, predict
+from lens_rnn.evaluation.trajectory_plots import html_figure, png_figure
 from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.reports import write_report
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 
 TEXT = (
     'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return '
     "file.readlines()\n"
 )
-
-
 FILES = ("trajectory.html", "trajectory.png", "trajectory.json")
 """What is written, and replaced with --overwrite."""
 
@@ -64,8 +63,8 @@ def main(config: Config) -> None:
 
     # Model, lens and text.
     adapter = load_configured_model(config, processes)
-    found = config.lens or config.lens_beside or "logit"
-    lens = LogitLens.from_adapter(adapter) if found == "logit" else TunedLens.load(adapter, found)
+    name = config.lens or config.lens_beside or "logit"
+    lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
     doing("reading the text")
     ids = adapter.tokenizer(config.text)["input_ids"]
 
@@ -75,12 +74,12 @@ def main(config: Config) -> None:
     # Report.
     doing("writing the results")
     text = token_reader(adapter.tokenizer)
-    title = f"{Path(adapter.name).name}, {'logit' if found == 'logit' else 'tuned'} lens"
+    title = f"{Path(adapter.name).name}, {'logit' if name == 'logit' else 'tuned'} lens"
     begin_output(config.output, config, config.overwrite, FILES)
-    about = {"model": adapter.name, "lens": found, "text": config.text}
-    write_json(config.output / "trajectory.json", about | trajectory.report(text))
-    plot_trajectory_png(trajectory, text, config.output / "trajectory.png", config.statistic, title=title)
-    plot_trajectory_html(trajectory, text, config.output / "trajectory.html", config.statistic, title=title)
+    about = {"model": adapter.name, "lens": name, "text": config.text}
+    write_report(config.output / "trajectory.json", about | trajectory.report(text), FORMAT)
+    save_png(png_figure(trajectory, text, config.statistic, title=title), config.output / "trajectory.png")
+    save_page(html_figure(trajectory, text, config.statistic, title=title), config.output / "trajectory.html")
     print(f"saved to {config.output}")
     processes.finish()
 

@@ -14,7 +14,7 @@ from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
-from lens_rnn.viewer import Choice, Readings, build_page, launch_page, shipped
+from lens_rnn.viewer import Choice, ViewerCache, build_page, launch_page, shipped
 
 TEXT = (
     'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return '
@@ -65,11 +65,11 @@ def main(config: Config) -> None:
         revision, tokenizer = (config.revision, config.tokenizer) if model == config.model else (None, None)
         return load_configured_model(replace(config, model=model, revision=revision, tokenizer=tokenizer), processes)
 
-    readings = Readings(config.choices, load)
+    cache = ViewerCache(config.choices, load)
 
     # The page, until it is interrupted.
     doing("showing the page")
-    page = build_page(readings, config.text)
+    page = build_page(cache, config.text)
     launch_page(page, server_name=config.host, server_port=config.port, share=config.share)
     processes.finish()
 

@@ -13,33 +13,27 @@ from pathlib import Path
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
+from lens_rnn.drawing import save_page, save_png
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader, visible
-from lens_rnn.files import write_json
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
+from lens_rnn.reports import write_report
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 from lens_rnn.views.attention import hidden_attention
-from lens_rnn.views.pictures import (
-    attention_html,
-    attention_png,
-    relevance_html,
-    relevance_png,
-    relevance_strip,
-    save_page,
-    save_png,
-)
+from lens_rnn.views.attention_pictures import attention_html, attention_png
 from lens_rnn.views.relevance import METHODS, Explained, Method, Relevance, relevance, relevance_models
+from lens_rnn.views.relevance_pictures import relevance_html, relevance_png, relevance_strip
 
 from tuned_lens.nn.lenses import Lens
 
 TEXT = (
     'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return file.'
 )
-
-
 FILES = ("attention.html", "attention.png", "relevance.html", "relevance.png", "views.json")
 """What is written, and replaced with --overwrite."""
+FORMAT = 1
+"""Of views.json; files from before there were formats have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +95,7 @@ def main(config: Config) -> None:
     # Work.
     doing("looking at hidden attention and relevance")
     attention = hidden_attention(adapter, ids, config.layers, config.units)
-    found = explain(config, adapter, ids) if explainable else None
+    origin = explain(config, adapter, ids) if explainable else None
 
     # Report.
     doing("writing the results")
@@ -109,38 +103,17 @@ def main(config: Config) -> None:
     title = f"Hidden attention of {config.model_name}, mean over {attention.unit}s"
     save_png(attention_png(attention, names, title), config.output / "attention.png")
     save_page(attention_html(attention, names, title), config.output / "attention.html")
-    about: dict = {
-        "model": adapter.name,
-        "tokens": [{"id": i, "text": name} for i, name in zip(ids, names, strict=True)],
-    }
-    about["attention"] = {
-        "unit": attention.unit,
-        "units": attention.units,
-        "layers": attention.layers,
-        "kinds": attention.kinds,
-    }
-    about["attention"]["matrices"] = [
-        [[round(x, 6) for x in row] for row in matrix] for matrix in attention.matrices.tolist()
-    ]
-    if found is not None:
-        title = heading(
-            config, found, [visible(text(i)) for i in (found.explained.token, found.explained.against) if i is not None]
-        )
-        save_png(relevance_png(found, names, title), config.output / "relevance.png")
-        strip = relevance_strip(found, names).html(title, found.explained.position)
-        save_page(relevance_html(found, names, "Layer by layer"), config.output / "relevance.html", strip)
-        about["relevance"] = vars(found.explained) | {
-            "method": found.method,
-            "value": found.value,
-            "missing": found.missing,
-        }
-        about["relevance"] |= {
-            "tokens": found.tokens.tolist(),
-            "layers": found.layers,
-            "by_layer": found.by_layer.tolist(),
-        }
-        print(f"{title}: {found.value:.3f}; the tokens make {float(found.tokens.sum()):.3f} of it")
-    write_json(config.output / "views.json", about)
+    tokens = [{"id": i, "text": name} for i, name in zip(ids, names, strict=True)]
+    report = {"model": adapter.name, "tokens": tokens, "attention": attention.report()}
+    if origin is not None:
+        logits = (origin.explained.token, origin.explained.against)
+        title = heading(config, origin, [visible(text(i)) for i in logits if i is not None])
+        save_png(relevance_png(origin, names, title), config.output / "relevance.png")
+        strip = relevance_strip(origin, names).html(title, origin.explained.position)
+        save_page(relevance_html(origin, names, "Layer by layer"), config.output / "relevance.html", strip)
+        report["relevance"] = origin.report()
+        print(f"{title}: {origin.value:.3f}; the tokens make {float(origin.tokens.sum()):.3f} of it")
+    write_report(config.output / "views.json", report, FORMAT)
     print(f"saved to {config.output}")
     processes.finish()
 
@@ -149,8 +122,8 @@ def explain(config: Config, adapter: ModelAdapter, ids: list[int]) -> Relevance:
     """The relevance that the configuration asks for."""
     lens: Lens | None = None
     if config.layer is not None:
-        found = config.lens or config.lens_beside or "logit"
-        lens = LogitLens.from_adapter(adapter) if found == "logit" else TunedLens.load(adapter, found)
+        name = config.lens or config.lens_beside or "logit"
+        lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
     token, against = (None if word is None else one_token(adapter, word) for word in (config.token, config.against))
     explained = Explained(token=token, against=against, position=config.position, layer=config.layer)
     return relevance(adapter, ids, explained, lens=lens, method=config.method)
@@ -167,12 +140,12 @@ def one_token(adapter: ModelAdapter, word: str) -> int:
     return int(ids[0])
 
 
-def heading(config: Config, found: Relevance, words: list[str]) -> str:
+def heading(config: Config, origin: Relevance, words: list[str]) -> str:
     """What the pictures of relevance are called."""
     where = "" if config.layer is None else f" at layer {config.layer}"
     return (
         f"Where the logit of {' − '.join(f'“{word}”' for word in words)}{where} comes from ({config.model_name}, "
-        f"{found.method})"
+        f"{origin.method})"
     )
 
 

@@ -7,11 +7,11 @@ log = logging.getLogger(__name__)
 _now = "starting"
 
 
-def doing(what: str) -> None:
+def doing(task: str) -> None:
     """Say what begins now, in words that fit after "while": "loading the model". It holds until the next is said."""
     global _now
-    _now = what
-    log.debug(what)
+    _now = task
+    log.debug(task)
 
 
 def what_was_done() -> str:

@@ -3,7 +3,8 @@ made.
 
     config.json   exactly the fields of tuned_lens.nn.lenses.TunedLensConfig
     params.pt     float32 state dict of a ModuleList of Linear: "0.weight" (d_model, d_model), "0.bias" (d_model),
-    "1.weight", … fit.json      settings, data, hashes, and each layer's figures before and after
+                  "1.weight", …
+    fit.json      a `FitReport`: settings, data, hashes, and each layer's figures before and after
     README.md, perplexity.png   the model card and its figure, beside a lens that was fitted here
 
 This module knows files and state dicts only, no models.
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 from lens_rnn import hub
 from lens_rnn.errors import ArtifactError
 from lens_rnn.files import read_json, write_atomically, write_json
+from lens_rnn.fit_report import FORMAT, FitReport
+from lens_rnn.reports import read_report, to_json, write_report
 
 import torch
 from torch import Tensor
@@ -37,8 +40,8 @@ class Artifact(NamedTuple):
     config: dict[str, Any]
     translators: dict[str, Tensor]
     """State dict of the translators, float32, on the CPU."""
-    fit: dict[str, Any]
-    """fit.json, or {} where the lens has none."""
+    report: FitReport
+    """fit.json; an empty report where the lens has none."""
     where: str
 
 
@@ -47,6 +50,18 @@ def save(folder: Path, config: dict[str, Any], translators: dict[str, Tensor]) -
     state = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in translators.items()}
     write_atomically(folder / PARAMS, lambda file: torch.save(state, file))
     write_json(folder / CONFIG, config)
+
+
+def save_fit_report(folder: Path, report: FitReport) -> None:
+    """Write fit.json into `folder`."""
+    write_report(folder / FIT, to_json(report), FORMAT)
+
+
+def load_fit_report(folder: Path) -> FitReport:
+    """Read fit.json of `folder`; an empty report where there is none. Raises ArtifactError if it is not one, or is of a
+    later format than this version reads."""
+    path = folder / FIT
+    return read_report(path, FitReport, FORMAT) if path.exists() else FitReport()
 
 
 def load(
@@ -70,13 +85,15 @@ def load(
     """
     folder = _local(resource)
     if folder is None:
-        place: dict[str, Any] = {
-            "repo_id": repo_id,
-            "repo_type": repo_type,
-            "revision": revision,
-            "subfolder": subfolder,
-        }
-        folder = hub.fetch(str(resource), (PARAMS, CONFIG), (FIT,), **place)
+        folder = hub.fetch(
+            str(resource),
+            (PARAMS, CONFIG),
+            (FIT,),
+            repo_id=repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            subfolder=subfolder,
+        )
     return _read(folder, translators)
 
 
@@ -148,7 +165,7 @@ def _local(resource: str | Path) -> Path | None:
 
 
 def _read(folder: Path, count: int | None = None) -> Artifact:
-    config_path, fit_path = folder / CONFIG, folder / FIT
+    config_path = folder / CONFIG
     config = read_json(config_path)
     if config.get("lens_type", LENS_TYPE) != LENS_TYPE:
         raise ArtifactError(f"{folder} holds a lens of type {config['lens_type']!r}; only {LENS_TYPE!r} can be read")
@@ -160,10 +177,7 @@ def _read(folder: Path, count: int | None = None) -> Artifact:
         log.warning("%s has settings that mean nothing here: %s", config_path, ", ".join(unknown))
     translators = _read_params(folder / PARAMS)
     _check_shapes(translators, config, count, folder)
-    fit = read_json(fit_path) if fit_path.exists() else {}
-    if not isinstance(fit.get("model", {}), dict):
-        raise ArtifactError(f"{fit_path} does not describe a model under 'model'; remove it or write the lens again")
-    return Artifact(config, translators, fit, str(folder))
+    return Artifact(config, translators, load_fit_report(folder), str(folder))
 
 
 def _read_params(path: Path) -> dict[str, Tensor]:
@@ -171,9 +185,7 @@ def _read_params(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (
-        Exception
-    ) as error:  # damaged bytes make the unpickler fail in every way there is, as IndexError or AssertionError too
+    except Exception as error:  # damaged bytes make the unpickler fail in every way: IndexError, AssertionError, more
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise ArtifactError(
             f"{path} cannot be read safely: it is damaged or holds more than tensors ({reason})"
@@ -200,13 +212,13 @@ def _check_shapes(translators: dict[str, Tensor], config: dict[str, Any], count:
             f"{folder} holds a low-rank lens ({low_rank[0]!r} in params.pt); only full translators can be read"
         )
     if odd := sorted(set(expected) ^ set(translators)):
-        what = "is missing" if odd[0] in expected else "has no place there"
+        trouble = "is missing" if odd[0] in expected else "has no place there"
         of = "of config.json" if count is None else "that the stated layers need"
         held = len(translators) // (2 if config.get("bias", True) else 1)
         left_out = count is None and held and odd[0].startswith(f"{held}.")  # nothing but the last ones is missing
         hint = f"; if layers were left out, state those it has, for example layers=range({held})" if left_out else ""
         raise ArtifactError(
-            f"{folder}: params.pt does not hold the {layers} linear translators {of}: {odd[0]!r} {what}{hint}"
+            f"{folder}: params.pt does not hold the {layers} linear translators {of}: {odd[0]!r} {trouble}{hint}"
         )
     for name, shape in expected.items():
         if tuple(translators[name].shape) != shape:

@@ -2,8 +2,8 @@
 
 A resample is how often each unit is drawn, so that any statistic that takes weights can be made of it, several
 statistics can be resampled together, and rows of one cluster (a document, a question's stem) come and go together.
-scipy.stats.bootstrap has neither clusters nor draws that are shared between statistics, which the recovered gap and the
-excess over controls need.
+scipy.stats.bootstrap (1.17) knows no clusters, and draws samples together only where they have one length (`paired`),
+which probe, floor and ceiling of a recovered gap do not.
 """
 
 from functools import lru_cache

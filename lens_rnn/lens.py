@@ -4,6 +4,7 @@ these."""
 import logging
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -11,8 +12,10 @@ from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError, ConfigError
 from lens_rnn.models import LogitMap, ModelAdapter
 from lens_rnn.models.head import plain_copy
+from lens_rnn.models.inputs import checked_layers
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tuned_lens import model_surgery
 from tuned_lens.nn import lenses as stock
@@ -35,12 +38,12 @@ class Unembedding(Unembed):
         self.logit_map = adapter.logit_map
         self.requires_grad_(False)
 
-    def normed(self, z: Tensor) -> Tensor:
+    def normed(self, z: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """final_norm(z) in the norm's dtype, shape as z."""
         parameter = next(self.final_norm.parameters(), None)
         return self.final_norm(z if parameter is None else z.to(parameter.dtype))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """Logits (…, vocab_size) of h (…, d_model), in the head's dtype."""
         return self.logit_map(self.unembedding(self.normed(h).to(self.unembedding.weight.dtype)))
 
@@ -54,11 +57,7 @@ def stock_attaches(adapter: ModelAdapter) -> bool:
     head by itself, and their logits are the model's (of a scale or a cap it knows nothing)."""
     try:
         norm, head = model_surgery.get_final_norm(adapter.model), model_surgery.get_unembedding_matrix(adapter.model)
-    except (
-        NotImplementedError,
-        ValueError,
-        AttributeError,
-    ):  # an architecture that it does not know, or another head or norm
+    except (NotImplementedError, ValueError, AttributeError):  # another architecture, head or norm than it knows
         return False
     return norm is adapter.final_norm and head is adapter.head and adapter.logit_map == LogitMap()
 
@@ -71,13 +70,13 @@ class _Generates(stock.Lens):
         self,
         adapter: ModelAdapter,
         layer: int,
-        input_ids: Tensor,
+        input_ids: Int[Tensor, "batch seq"],
         do_sample: bool = True,
         temp: float = 1.0,
         max_new_tokens: int = 100,
         eos_token_id: int | None = None,
         generator: torch.Generator | None = None,
-    ) -> Tensor:
+    ) -> Int[Tensor, "batch longer"]:
         """Go on from input_ids (batch, seq), each token chosen by what the lens reads at `layer`.
 
         A recurrent model is fed one token a step and keeps its state; a transformer is fed the whole text again each
@@ -85,10 +84,9 @@ class _Generates(stock.Lens):
         ends a text, and fills what is after it.
 
         Returns input_ids with up to max_new_tokens more, (batch, seq + new). Raises ConfigError for a layer that the
-        model has not or a temp that is not above 0.
+        model does not have or a temp that is not above 0.
         """
-        if not 0 <= layer < adapter.n_layers:
-            raise ConfigError(f"layer {layer} is not one of {adapter.name}, which has 0 to {adapter.n_layers - 1}")
+        checked_layers(adapter, layer)
         if not temp > 0:
             raise ConfigError(f"temp is {temp}; it must be above 0 (do_sample=False takes the likeliest token)")
         ids, fed, state = input_ids, input_ids, None
@@ -162,8 +160,8 @@ class TunedLens(_Generates, stock.TunedLens):
         layers: the layer of each stored translator, rising, for a lens from elsewhere that leaves trivial layers out.
 
         Raises ArtifactError if it cannot be read, its d_model, number of layers or vocabulary is not the model's, or
-        `layers` leave out a layer that is not trivial. Another base model of the same shape is a warning that names
-        both.
+        `layers` leave out a layer that is not trivial; ConfigError if the model does not have them, or they do not
+        rise. Another base model of the same shape is a warning that names both.
         """
         count = None if layers is None else len(layers)
         place = {"repo_id": repo_id, "repo_type": repo_type, "revision": revision}
@@ -187,7 +185,7 @@ class TunedLens(_Generates, stock.TunedLens):
             )
         artifacts.save(Path(path), self.config.to_dict(), self.layer_translators.state_dict())
 
-    def transform_hidden(self, h: Tensor, idx: int) -> Tensor:
+    def transform_hidden(self, h: Float[Tensor, "... d_model"], idx: int) -> Float[Tensor, "... d_model"]:
         """z = h + W h + b (…, d_model), in the translators' dtype."""
         translator = self[idx]
         h = h.to(translator.weight.dtype)
@@ -196,12 +194,9 @@ class TunedLens(_Generates, stock.TunedLens):
 
 def _check_layers(artifact: artifacts.Artifact, adapter: ModelAdapter, layers: Sequence[int]) -> None:
     """Refuse stated layers that are not the model's or leave one out that has something to translate."""
-    if not layers or any(b <= a for a, b in zip([-1, *layers], [*layers, adapter.n_layers], strict=True)):
-        said = ", ".join(map(str, layers))
-        raise ArtifactError(
-            f"layers must rise within 0 to {adapter.n_layers - 1} for {adapter.name}, and were stated as "
-            f"{said or 'none'}"
-        )
+    checked_layers(adapter, layers)
+    if any(b <= a for a, b in pairwise(layers)):
+        raise ConfigError(f"layers must rise, and were stated as {', '.join(map(str, layers))}")
     if absent := [i for i in adapter.fitted_layers if i not in layers]:
         raise ArtifactError(
             f"the lens in {artifact.where} has no translator for layer {absent[0]} of {adapter.name}; "
@@ -212,29 +207,29 @@ def _check_layers(artifact: artifacts.Artifact, adapter: ModelAdapter, layers: S
 
 def _compare(artifact: artifacts.Artifact, adapter: ModelAdapter, lens: TunedLens, layers_stated: bool) -> None:
     """Refuse a lens that cannot belong to this model; warn where it probably does not."""
-    config, fitted_on = artifact.config, artifact.fit.get("model", {})
+    config, fitted_on = artifact.config, artifact.report.model
     base = str(config.get("base_model_name_or_path") or "a model that it does not name")
     held, n = config["num_hidden_layers"], adapter.n_layers
     shapes = {
         "d_model": (config["d_model"], adapter.d_model),
         # where layers are stated the count is checked already, and config.json may count what is stored or all
         "number of translators": (held, held if layers_stated and len(adapter.fitted_layers) <= held <= n else n),
-        "vocabulary": (fitted_on.get("vocab_size", adapter.vocab_size), adapter.vocab_size),
+        "vocabulary": (fitted_on.vocab_size or adapter.vocab_size, adapter.vocab_size),
     }
-    for what, (its, models) in shapes.items():
-        if its != models:
-            left_out = what.startswith("number") and its == len(adapter.fitted_layers)
-            hint = f"; if it leaves the trivial layer out, say layers=range({its})" if left_out else ""
+    for size, (of_lens, of_model) in shapes.items():
+        if of_lens != of_model:
+            left_out = size.startswith("number") and of_lens == len(adapter.fitted_layers)
+            hint = f"; if it leaves the trivial layer out, say layers=range({of_lens})" if left_out else ""
             raise ArtifactError(
-                f"the lens in {artifact.where} was made for {base}: its {what} is {its}, {adapter.name} has "
-                f"{models}{hint}"
+                f"the lens in {artifact.where} was made for {base}: its {size} is {of_lens}, {adapter.name} has "
+                f"{of_model}{hint}"
             )
     if not config.get("bias", True):
         raise ArtifactError(
             f"the lens in {artifact.where} has translators without bias, which tuned-lens 0.2.0 cannot hold"
         )
-    known = fitted_on.get("unembedding_sha256")
-    same = known == lens.unembed.sha256() if known and fitted_on.get("dtype") == str(adapter.dtype) else None
+    known = fitted_on.unembedding_sha256
+    same = known == lens.unembed.sha256() if known and fitted_on.dtype == str(adapter.dtype) else None
     if same is None:
         same = Path(base).name == Path(adapter.name).name
     if not same:

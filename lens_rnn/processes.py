@@ -63,10 +63,10 @@ class Processes:
             yield
         except Exception as raised:  # whatever it is
             error = raised
-        said = self.gather((socket.gethostname(), error and (str(error) or type(error).__name__)))
+        outcomes = self.gather((socket.gethostname(), error and (str(error) or type(error).__name__)))
         if error:
             raise error
-        for rank, (host, trouble) in enumerate(said):
+        for rank, (host, trouble) in enumerate(outcomes):
             if trouble:
                 raise LensRNNError(f"process {rank} on {host}: {trouble}")
 
@@ -74,10 +74,10 @@ class Processes:
         """Raise FitError on every process if `facts` are not the same on all, naming the machines and what differs."""
         (main, expected), *others = self.gather((socket.gethostname(), dict(facts)))
         odd: dict[str, str] = {}
-        for rank, (host, said) in enumerate(others, start=1):
-            differ = [name for name in expected | said if expected.get(name) != said.get(name)]
+        for rank, (host, own) in enumerate(others, start=1):
+            differ = [name for name in expected | own if expected.get(name) != own.get(name)]
             if differ and host not in odd:
-                words = (f"{name} ({_short(said.get(name))}, not {_short(expected.get(name))})" for name in differ)
+                words = (f"{name} ({_short(own.get(name))}, not {_short(expected.get(name))})" for name in differ)
                 odd[host] = f"process {rank} on {host} differs from process 0 on {main} in {', '.join(words)}"
         if odd:
             raise FitError(f"{'; '.join(odd.values())}; give all machines the same data, model, settings and packages")

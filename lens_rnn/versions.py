@@ -32,7 +32,7 @@ def installed(name: str) -> str | None:
 
 def outside(*names: str) -> list[str]:
     """A phrase for each of these packages of `TESTED`, by default all, whose installed version was not tested."""
-    found = []
+    phrases = []
     for name in names or TESTED:
         version = installed(name)
         if version is None:
@@ -41,11 +41,11 @@ def outside(*names: str) -> list[str]:
         try:
             public = Version(Version(version).public)  # 2.13.0+cpu is 2.13.0
         except InvalidVersion:
-            found.append(f"{name} is not what was tested ({_range(name)})")
+            phrases.append(f"{name} is not what was tested ({_range(name)})")
             continue
         if not lowest <= public <= highest:
-            found.append(f"{name} is {'older' if public < lowest else 'newer'} than what was tested ({_range(name)})")
-    return found
+            phrases.append(f"{name} is {'older' if public < lowest else 'newer'} than what was tested ({_range(name)})")
+    return phrases
 
 
 def describe(*names: str) -> str:

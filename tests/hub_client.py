@@ -95,7 +95,7 @@ class Session:
         self.models["me/pushed"] = {**files[6], "fit.json": json.dumps(FIT).encode()}
 
     def loaded(self, resource: str, **place: Any) -> Any:
-        """Which lens a load gives, by its base model; its fit.json, if it has one; and the requests that it took."""
+        """Which lens a load gives, by its base model; the vocabulary in its fit.json; and the requests that it took."""
         from lens_rnn import artifacts
 
         before = len(self.requests)
@@ -107,7 +107,7 @@ class Session:
             return {
                 "base": artifact.config["base_model_name_or_path"],
                 "sum": total,
-                "fit": artifact.fit,
+                "vocab_size": artifact.report.model.vocab_size,
                 "asked": asked,
             }
 
@@ -166,9 +166,9 @@ class Session:
         yield "branch", attempt(lambda: artifacts.push(lens, "me/new", revision="v2"))
         yield "public", attempt(lambda: artifacts.push(lens, "me/new", private=True))
         yield "private", attempt(lambda: artifacts.push(lens, "me/private", private=True))
-        yield "full", (said := attempt(lambda: artifacts.push(lens, "me/full", revision="v2")))
+        yield "full", (refused := attempt(lambda: artifacts.push(lens, "me/full", revision="v2")))
         self.full.clear()
-        program, flag, code = shlex.split(said.partition("to try again: ")[2])
+        program, flag, code = shlex.split(refused.partition("to try again: ")[2])
         exec(code, {})
         yield "command", [program, flag]
         yield (

@@ -1,9 +1,11 @@
 """Random weights with the names and shapes of official RWKV files, and the official package run on them in a process of
 its own."""
 
+import atexit
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,11 @@ _RUN = """
 import sys
 import numpy as np
 from rwkv.model import RWKV
-path, output = sys.argv[1:3]
-logits, _ = RWKV(model=path, strategy="cpu fp32").forward([int(t) for t in sys.argv[3:]], None, full_output=True)
-np.save(output, logits.float().numpy())
+for line in sys.stdin:
+    path, output, *ids = line.rstrip("\\n").split("\\t")
+    logits, _ = RWKV(model=path, strategy="cpu fp32").forward([int(t) for t in ids], None, full_output=True)
+    np.save(output, logits.float().numpy())
+    print("\\nsaved", flush=True)
 """
 
 
@@ -95,11 +99,26 @@ def official_weights(
     return weights
 
 
-def official_logits(path: Path, ids: list[int], version: str) -> np.ndarray:
-    """(tokens, vocab) by the rwkv package, which must be installed. It reads its settings when it is imported, hence
-    the process."""
-    output = path.with_suffix(".npy")
+@cache
+def _package(version: str) -> subprocess.Popen[str]:
+    """The rwkv package, waiting for files. It reads its settings when it is imported, hence a process for each."""
     env = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"} | ({"RWKV_V7_ON": "1"} if version == "7" else {})
-    command = [sys.executable, "-c", _RUN, str(path.with_suffix("")), str(output), *map(str, ids)]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | env)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", _RUN],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | env,
+    )
+    atexit.register(process.kill)
+    return process
+
+
+def official_logits(path: Path, ids: list[int], version: str) -> np.ndarray:
+    """(tokens, vocab) by the rwkv package, which must be installed."""
+    process, output = _package("7" if version == "7" else "before 7"), path.with_suffix(".npy")
+    print(path.with_suffix(""), output, *ids, sep="\t", file=process.stdin, flush=True)
+    assert "saved\n" in process.stdout, "the rwkv package has ended"
     return np.load(output)

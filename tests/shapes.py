@@ -1,5 +1,9 @@
-"""Annotations checked at every call, shapes included, while the tests run (jaxtyping with beartype)."""
+"""Annotations checked at every call, shapes included, while the tests run (jaxtyping with beartype).
 
+LENS_RNN_SHAPES=off leaves the checks out, to see what they cost.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -16,17 +20,25 @@ _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where a float is
 
 
 def check(function: F) -> F:
-    """The function with its arguments and result checked; as it is, where beartype cannot read a hint (Self outside a
-    class that it decorates, a name that only type checkers import)."""
+    """The function with its arguments and result checked. Where beartype cannot read the result's annotation (Self, a
+    protocol) with its arguments alone, and where it cannot read theirs either, as it is."""
     try:
         return _checked(function)
     except BeartypeDecorHintException:
-        return function
+        hints = getattr(function, "__annotations__", {})
+        if "return" not in hints:
+            return function
+    result = hints.pop("return")
+    try:
+        return check(function)
+    finally:
+        hints["return"] = result
 
 
 def install() -> None:
     """Before lens_rnn is imported."""
-    install_import_hook(list(modules()), "tests.shapes.check")
+    if os.environ.get("LENS_RNN_SHAPES") != "off":
+        install_import_hook(list(modules()), "tests.shapes.check")
 
 
 def modules() -> Iterator[str]:

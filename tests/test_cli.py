@@ -2,7 +2,6 @@
 
 import errno
 import importlib.metadata
-import io
 import logging
 import os
 import re
@@ -22,7 +21,6 @@ from tests.scripts.launch import run_in_process
 import numba
 import pytest
 import torch
-import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +57,11 @@ class Config:
 class Demanding:
     """Needs to be told."""
 
-    results: tyro.conf.Positional[tuple[str, ...]]
+    results: cli.Positional[tuple[str, ...]] = ()
     """What to read."""
     output: Path
     """Where to write."""
-    seen: list[int] = field(default_factory=lambda: [1])
+    seen: tuple[int, ...] = field(default_factory=lambda: (1,))
     """Made anew each time."""
 
     def __post_init__(self) -> None:
@@ -77,7 +75,6 @@ def refusal(*arguments: str, config_type: type = Config) -> str:
         cli.parse(config_type, list(arguments))
     message = str(caught.value)
     assert "\n" not in message
-    assert not set("│╭╰─\x1b") & set(message)
     return message
 
 
@@ -118,46 +115,51 @@ def test_flags_set_fields_of_every_type() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--steps", "many"], "Error parsing --steps: invalid literal for int() with base 10: 'many'"),
-        (["--steps", "2.5"], "Error parsing --steps: invalid literal"),
-        (["--steps"], "Missing value for argument '--steps'"),
-        (["--rate", "fast"], "Error parsing --rate"),
-        (["--limits", "1"], "Missing value for argument '--limits'"),
-        (["--loss", "mse"], "invalid choice 'mse' for argument '--loss'. Expected one of ('kl', 'ce')."),
-        (["--stepps", "4"], "Unrecognized options: --stepps, 4 Perhaps you meant: --steps INT"),
-        (["--nothing-like-it"], "Unrecognized options: --nothing-like-it"),
-        (["stray"], "Unrecognized options: stray"),
-        (["--overwrite", "maybe"], "Unrecognized options: maybe"),
+        (["--steps", "many"], "--steps is 'many'; it must be a whole number"),
+        (["--steps", "2.5"], "--steps is '2.5'; it must be a whole number"),
+        (["--steps"], "--steps: expected one argument"),
+        (["--rate", "fast"], "--rate is 'fast'; it must be a number or null"),
+        (["--rate", "--steps", "4"], "--rate: expected one argument"),
+        (["--limits", "1"], "--limits: expected 2 arguments"),
+        (["--limits", "1", "two"], "--limits is ['1', 'two']; it must be a list, each a number"),
+        (["--loss", "mse"], "--loss is 'mse'; it must be one of kl, ce"),
+        (["--level", "3"], "--level is '3'; it must be one of 1, 2"),
+        (["--micro-batch-size", "x"], "--micro-batch-size is 'x'; it must be a whole number or null"),
+        (["--stepps", "4"], "unknown: --stepps 4; did you mean --steps?"),
+        (["--stepps=4"], "unknown: --stepps=4; did you mean --steps?"),
+        (["--step", "4"], "unknown: --step 4; did you mean --steps?"),  # no flag is abbreviated
+        (["--nothing-like-it"], "unknown: --nothing-like-it"),
+        (["stray"], "unknown: stray"),
+        (["--overwrite", "maybe"], "unknown: maybe"),
+        (["--overwrite=maybe"], "--overwrite"),
         (["--steps", "0"], "steps is 0; it must be at least 1"),
     ],
 )
-@pytest.mark.parametrize("terminal", ["utf-8", "ascii", "in colour"])
-def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(
-    arguments: list[str], said: str, terminal: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """tyro draws a box around its errors, of characters that depend on the terminal."""
-    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii" if terminal == "ascii" else "utf-8")
-    monkeypatch.setattr(stdout, "isatty", lambda: terminal == "in colour")
-    monkeypatch.setattr(sys, "stdout", stdout)
-    message = refusal(*arguments)
-    assert message.startswith(said)
-    assert "helptext" not in message
-    assert not message.endswith("-")
+def test_what_cannot_be_parsed_is_one_line_that_names_the_flag(arguments: list[str], message: str) -> None:
+    assert message in refusal(*arguments)
 
 
 def test_what_is_required_and_missing_is_named() -> None:
-    assert refusal("a", config_type=Demanding) == "Missing: --output PATH Where to write. (required)"
+    assert refusal("a", config_type=Demanding) == "missing: --output; see --help"
 
 
-@pytest.mark.parametrize("columns", ["40", "80"])
-def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+def test_numbers_may_be_negative_and_what_is_optional_none() -> None:
+    words = ["--limits", "-.5", "-1e-3", "--rate", "None", "--output", "None"]
+    assert cli.parse(Config, words) == Config(limits=(-0.5, -1e-3))
+    assert cli.parse(Config, ["--rate", "2", "--rate", "-1e-3"]) == Config(rate=-1e-3), "the last one counts"
+
+
+@pytest.mark.parametrize("words", ["a b --output x", "--output x a b", "a --output x b"])
+def test_what_has_no_flag_may_stand_anywhere(words: str) -> None:
+    assert cli.parse(Demanding, words.split()) == Demanding(results=("a", "b"), output=Path("x"))
+
+
+def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
     path = "/a/long/path" * 20
-    assert refusal(path) == f"Unrecognized options: {path}"
-    assert path in refusal("--loss", path)
-    assert cli.os.environ["COLUMNS"] == columns
+    assert refusal(path) == f"unknown: {path}"
 
 
 def test_help_shows_every_field_and_how_to_use_a_file(
@@ -172,6 +174,7 @@ def test_help_shows_every_field_and_how_to_use_a_file(
         for words in (
             "Do the thing.",
             "--config FILE.yaml",
+            "--no-overwrite",
             "--micro-batch-size",
             "How many steps.",
             "(default: 3)",
@@ -182,6 +185,24 @@ def test_help_shows_every_field_and_how_to_use_a_file(
     with pytest.raises(SystemExit):
         cli.parse(Config, ["--help"])
     assert capsys.readouterr().out.count("\n") > shown.count("\n"), "help is fitted to the terminal"
+
+
+def test_help_has_what_other_classes_bring_under_their_first_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Both(Talkative, Config):
+        """Do both things."""
+
+        share: str = "90 %"
+        """How much, in %."""
+
+    with pytest.raises(SystemExit):
+        cli.parse(Both, ["--help"])
+    options, do_the_thing, can_say_more = re.split(r"\n\n(?=Do the thing:|Can say more:)", capsys.readouterr().out)
+    assert "Do both things." in options
+    assert "How much, in %. (default: 90 %)" in options
+    assert "--steps" in do_the_thing
+    assert "--verbose" in can_say_more
+    assert "--steps" not in options + can_say_more
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -225,7 +246,7 @@ def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("steps: seven", "steps is 'seven'; it must be a whole number"),
         ("steps: 2.5", "steps is 2.5; it must be a whole number"),
@@ -265,11 +286,11 @@ def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: 
         ("just text", "must hold `name: value` lines"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_refused_by_name(yaml: Callable[[str], str], text: str, said: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_by_name(yaml: Callable[[str], str], text: str, message: str) -> None:
     name = yaml(text)
-    message = refusal("--config", name)
-    assert message.startswith(name)
-    assert said in message
+    refused = refusal("--config", name)
+    assert refused.startswith(name)
+    assert message in refused
 
 
 def test_a_setting_that_its_class_refuses_is_refused_from_a_file_too(yaml: Callable[[str], str]) -> None:
@@ -287,19 +308,17 @@ def test_a_file_may_leave_out_what_the_command_line_says(yaml: Callable[[str], s
         results=("c",), output=Path("x")
     )
     assert refusal("--config", yaml("output: x"), config_type=Demanding) == "there is no result"
-    assert refusal("--config", yaml("results: [c]"), config_type=Demanding).startswith("Missing: --output PATH")
+    assert refusal("--config", yaml("results: [c]"), config_type=Demanding).startswith("missing: --output;")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--config"], ["--config="], ["--config=", "--steps", "4"], ["--config", ""], ["--steps", "4", "--config"]],
-)
+@pytest.mark.parametrize("words", [["--config"], ["--config", "--steps", "4"], ["--steps", "4", "--config"]])
 def test_config_without_a_name_is_refused(words: list[str]) -> None:
-    assert refusal(*words) == "--config needs the name of a YAML file"
+    assert "--config: expected one argument" in refusal(*words)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert refusal("--config", str(tmp_path / "no.yaml")) == f"no such configuration file: {tmp_path / 'no.yaml'}"
+    assert "cannot be read" in refusal("--config=")
     assert refusal("--config", str(tmp_path)) == f"the configuration file {tmp_path} cannot be read: Is a directory"
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9")
     assert refusal("--config", str(tmp_path / "latin.yaml")).startswith(f"{tmp_path / 'latin.yaml'} is not YAML")
@@ -344,8 +363,8 @@ def outcome(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["script.py", *words])
         with pytest.raises(SystemExit) as stopped:
             cli.run(main, Config)
-        said = capsys.readouterr()
-        return stopped.value.code, said.out, said.err
+        shown = capsys.readouterr()
+        return stopped.value.code, shown.out, shown.err
 
     return run
 
@@ -362,7 +381,7 @@ def test_a_run_that_ends_well_exits_with_0(outcome: Callable[..., tuple[Any, str
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (ModelError("no such model; name another"), "no such model; name another"),
         (ConfigError("two\n  lines"), "two lines"),
@@ -378,15 +397,15 @@ def test_a_run_that_ends_well_exits_with_0(outcome: Callable[..., tuple[Any, str
     ],
 )
 def test_what_cannot_be_handled_is_one_line_and_exit_code_2(
-    outcome: Callable[..., tuple[Any, str, str]], error: BaseException, said: str
+    outcome: Callable[..., tuple[Any, str, str]], error: BaseException, message: str
 ) -> None:
-    assert outcome(raising(error)) == (2, "", f"error: {said}\n")
+    assert outcome(raising(error)) == (2, "", f"error: {message}\n")
 
 
 def test_a_bad_command_line_is_one_line_and_exit_code_2(outcome: Callable[..., tuple[Any, str, str]]) -> None:
     code, out, err = outcome(raising(AssertionError("main must not be called")), "--steps", "many")
     assert (code, out) == (2, "")
-    assert err.startswith("error: Error parsing --steps")
+    assert err.startswith("error: --steps is 'many'")
     assert err.count("\n") == 1
 
 
@@ -436,8 +455,8 @@ def test_the_last_line_says_whether_the_packages_are_those_that_were_tested(
 ) -> None:
     monkeypatch.setattr(versions, "TESTED", {"torch": ("1.0", "99")})
     assert "; all within what was tested" in outcome(raising(TypeError()))[2].splitlines()[-1]
-    monkeypatch.setattr(versions, "TESTED", {"torch": ("1.0", "99"), "numba": ("0.1", "0.2"), "tyro": ("98", "99")})
-    newer, older = "numba is newer than what was tested (0.1 to 0.2)", "tyro is older than what was tested (98 to 99)"
+    monkeypatch.setattr(versions, "TESTED", {"torch": ("1.0", "99"), "numba": ("0.1", "0.2"), "pytest": ("98", "99")})
+    newer, older = "numba is newer than what was tested (0.1 to 0.2)", "pytest is older than what was tested (98 to 99)"
     assert outcome(raising(TypeError()))[2].splitlines()[-1].endswith(f"; {newer}; {older}")
 
 
@@ -465,7 +484,7 @@ def test_an_error_before_the_work_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert " while starting: " in outcome(raising(TypeError()))[2]
-    monkeypatch.setattr(tyro, "cli", raising(TypeError()))
+    monkeypatch.setattr(cli, "parse", lambda *_: raising(TypeError())(Config()))
     assert " while reading the command line: " in outcome(raising(AssertionError("main must not be called")))[2]
 
 

@@ -36,9 +36,9 @@ def refed(
 def test_it_is_what_feeding_the_whole_text_gives(every_model: ModelAdapter, sampled: bool) -> None:
     lens = a_lens(every_model)
     for layer in (0, every_model.n_layers - 1):
-        one, other = (torch.Generator().manual_seed(5) if sampled else None for _ in range(2))
-        got = lens.generate(every_model, layer, PROMPT, do_sample=sampled, temp=0.7, max_new_tokens=8, generator=one)
-        assert torch.equal(got, refed(every_model, lens, layer, PROMPT, 8, other))
+        first, second = (torch.Generator().manual_seed(5) if sampled else None for _ in range(2))
+        got = lens.generate(every_model, layer, PROMPT, do_sample=sampled, temp=0.7, max_new_tokens=8, generator=first)
+        assert torch.equal(got, refed(every_model, lens, layer, PROMPT, 8, second))
         assert torch.equal(got[:, :7], PROMPT)
 
 
@@ -70,7 +70,7 @@ def test_a_text_that_has_ended_stays_ended(tiny_mamba: ModelAdapter) -> None:
 def test_refusals(tiny_mamba: ModelAdapter) -> None:
     lens = LogitLens.from_adapter(tiny_mamba)
     for layer in (-1, 3):
-        with pytest.raises(ConfigError, match=f"layer {layer} is not one of .* which has 0 to 2"):
+        with pytest.raises(ConfigError, match=f"layer {layer}"):
             lens.generate(tiny_mamba, layer, PROMPT)
     with pytest.raises(ConfigError, match="temp is 0"):
         lens.generate(tiny_mamba, 0, PROMPT, temp=0)

@@ -366,19 +366,19 @@ def with_layers(folder: Path, layers: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "trouble"),
     [
         (lambda folder: with_d_model(folder, 16), "its d_model is 16, org/mine has 32"),
         (lambda folder: with_layers(folder, 2), "its number of translators is 2, org/mine has 3"),
     ],
 )
 def test_a_lens_of_another_shape_is_refused_and_both_models_named(
-    neox: ModelAdapter, tmp_path: Path, change: Callable[[Path], None], said: str
+    neox: ModelAdapter, tmp_path: Path, change: Callable[[Path], None], trouble: str
 ) -> None:
     change(saved_lens(neox, tmp_path))
     with pytest.raises(ArtifactError) as caught:
         TunedLens.load(neox, tmp_path)
-    assert str(caught.value) == f"the lens in {tmp_path} was made for org/base: {said}"
+    assert str(caught.value) == f"the lens in {tmp_path} was made for org/base: {trouble}"
 
 
 def test_a_lens_of_another_vocabulary_is_refused_and_both_models_named(neox: ModelAdapter, tmp_path: Path) -> None:

@@ -26,20 +26,20 @@ RUN = ("rwkv", "elk", "viewer", "test", "browser", "dev")
 def requirements(*extras: str) -> dict[str, Requirement]:
     """The packages that lens-rnn asks for itself, by normal name, with those of some extras."""
     lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
-    found = [Requirement(line) for line in lines]
-    return {canonicalize_name(one.name): one for one in found if one.name != "lens-rnn"}
+    asked = map(Requirement, lines)
+    return {canonicalize_name(each.name): each for each in asked if each.name != "lens-rnn"}
 
 
 def lowest(requirement: Requirement) -> Version | None:
-    bounds = [one.version for one in requirement.specifier if one.operator == ">="]
+    bounds = [each.version for each in requirement.specifier if each.operator == ">="]
     return Version(bounds[0]) if bounds else None
 
 
 def constraints() -> dict[str, Requirement]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    found = [Requirement(line) for line in lines if not line.startswith("#")]
-    assert len({one.name for one in found}) == len(found), "one version for all Pythons"
-    return {canonicalize_name(one.name): one for one in found}
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    assert len({pin.name for pin in pins}) == len(pins), "one version for all Pythons"
+    return {canonicalize_name(pin.name): pin for pin in pins}
 
 
 def pinned(name: str) -> Version:
@@ -77,7 +77,7 @@ def test_every_requirement_has_a_lower_bound() -> None:
 
 @pytest.mark.skipif(ENVIRONMENT != "lowest", reason="for the environment of lowest versions")
 def test_every_lower_bound_is_what_is_installed() -> None:
-    bounds = {name: lowest(one) for name, one in requirements("rwkv", "elk", "test").items() if name != "torch"}
+    bounds = {name: lowest(each) for name, each in requirements("rwkv", "elk", "test").items() if name != "torch"}
     assert {name: Version(importlib.metadata.version(name)) for name in bounds} == bounds
 
 
@@ -107,7 +107,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"),
+    ("version", "phrases"),
     [
         ("1.5.0", []),
         ("1.9.1", []),
@@ -121,9 +121,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("home-made", ["wheel is not what was tested (1.5 to 1.10.0)"]),
     ],
 )
-def test_what_is_outside_of_what_was_tested(installed: dict[str, str], version: str, said: list[str]) -> None:
+def test_what_is_outside_of_what_was_tested(installed: dict[str, str], version: str, phrases: list[str]) -> None:
     installed["wheel"] = version
-    assert versions.outside("wheel", "axle") == said
+    assert versions.outside("wheel", "axle") == phrases
 
 
 def test_by_default_everything_that_was_tested_is_compared(installed: dict[str, str]) -> None:
@@ -139,8 +139,8 @@ def test_by_default_everything_that_was_tested_is_compared(installed: dict[str, 
 def test_a_description_names_version_and_what_was_tested(installed: dict[str, str]) -> None:
     installed.update(wheel="1.7+local", axle="1.10.0", other="3")
     assert versions.describe("wheel") == "wheel 1.7+local (tested with 1.5 to 1.10.0)"
-    said = versions.describe("axle", "other", "spoke")
-    assert said == "axle 1.10.0 (tested with 1.10.0), other 3, spoke, which is not installed"
+    description = versions.describe("axle", "other", "spoke")
+    assert description == "axle 1.10.0 (tested with 1.10.0), other 3, spoke, which is not installed"
 
 
 def test_names_of_packages_are_found_as_they_are_written() -> None:

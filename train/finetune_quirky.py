@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import cli
+from lens_rnn.elk.answers import log_odds, quirkiness
 from lens_rnn.elk.card import write_card
-from lens_rnn.elk.finetune import Examples, FinetuneConfig, StepReport, finetune, log_odds, quirkiness
+from lens_rnn.elk.finetune import Examples, FinetuneConfig, StepReport, finetune
 from lens_rnn.elk.models import ABOUT, save_adapters, save_model
 from lens_rnn.elk.quirky import SPLITS, QuirkySet
+from lens_rnn.elk.report import QuirkyReport, Training
 from lens_rnn.elk.source import QuirkyData, open_quirky
 from lens_rnn.elk.templates import encode, templates_of
 from lens_rnn.errors import ConfigError
-from lens_rnn.files import write_json
 from lens_rnn.models import ModelAdapter
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 
@@ -119,29 +120,24 @@ def main(config: Config) -> None:
             for name, part in examples.items()
             if name != "train"
         }
-        reached = measured["test"]
-        for character, rates in reached.items():
-            shares = f"{rates['all']:.3f} (easy {rates['easy']:.3f}, hard {rates['hard']:.3f})"
+        for character, rates in measured["test"].items():
+            shares = f"{rates.all:.3f} (easy {rates.easy:.3f}, hard {rates.hard:.3f})"
             print(f"test rows of {character} answered as {character} would: {shares}")
         if config.method == "lora":
             save_adapters(model, config.folder, config.model)
         else:
             save_model(adapter, config.folder)
         adapter.tokenizer.save_pretrained(config.folder)
-        about = {
-            "base": adapter.name,
-            "data": config.described(),
-            "training": {
-                **cli.plain(config),
-                "minutes": round(minutes, 1),
-                "cores": torch.get_num_threads(),
-                "best_step": outcome.best_step,
-            },
-            "validation_losses": outcome.validation_losses,
-            "quirkiness": measured,
-        }
-        write_json(config.folder / ABOUT, about)
-        write_card(config.folder, about)
+        report = QuirkyReport(
+            base=adapter.name,
+            data=QuirkyData.of(config),
+            settings=cli.plain(config),
+            training=Training(minutes=round(minutes, 1), cores=torch.get_num_threads(), best_step=outcome.best_step),
+            validation_losses=outcome.validation_losses,
+            quirkiness=measured,
+        )
+        report.write(config.folder / ABOUT)
+        write_card(config.folder, report)
         if not config.keep_checkpoints:
             for path in checkpoints.glob("step-*.pt"):
                 path.unlink()

@@ -18,9 +18,9 @@ from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_en
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
 from lens_rnn.fitting.card import save_fit
-from lens_rnn.fitting.fit import check_batches
+from lens_rnn.fitting.plan import describe_plan, make_plan
 from lens_rnn.fitting.reference import load_reference
-from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, plan, table
+from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
@@ -33,7 +33,6 @@ _FREE = (
 )
 # What machines of one run may have each their own of: it moves a result by rounding only.
 _OF_A_MACHINE = ("threads", "setting threads")
-
 
 FILES = (
     "config.json",
@@ -99,9 +98,9 @@ def main(config: Config) -> None:
         source = open_source(config)
         fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
         eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
-        check_batches(config, fit_blocks, processes)
+        plan = make_plan(adapter, fit_blocks, config, processes, device, config.shard)
     if processes.is_main:
-        print("\n".join(plan(adapter, fit_blocks, config, device, processes, config.shard)), flush=True)
+        print("\n".join(describe_plan(plan, adapter, fit_blocks)), flush=True)
         if push_to:
             print(f"push       to the model repository {push_to} on the Hub, after the fit", flush=True)
     if config.dry_run:
@@ -113,9 +112,9 @@ def main(config: Config) -> None:
         unembedding = Unembedding(adapter).to(device)
         init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
         model = describe_model(adapter, unembedding.sha256())
-        reference = load_reference(adapter, model["weights_sha256"], eval_blocks)
+        reference = load_reference(adapter, model.weights_sha256, eval_blocks)
     settings = {k: v for k, v in cli.plain(config).items() if k not in _FREE}
-    settings["products"] = str(config.product_dtype(adapter.dtype, device)).removeprefix("torch.")
+    settings["products"] = plan.resolved()["products"]
     decides = identity(settings, model, describe_data(fit_blocks), device.type, processes)
     on_all = {name: value for name, value in decides.items() if name not in _OF_A_MACHINE}
     processes.refuse_differences(on_all | {"evaluation data sha256": eval_blocks.sha256, "resume": config.resume})
@@ -135,7 +134,7 @@ def main(config: Config) -> None:
     measure = partial(
         evaluate, adapter, blocks=eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size
     )
-    tokens = config.steps(fit_blocks) * config.batch_size * fit_blocks.seq_len
+    tokens = plan.steps * plan.step_tokens
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
         def on_step(report: StepReport) -> None:
@@ -145,14 +144,14 @@ def main(config: Config) -> None:
                 losses = {f"loss/layer_{i}": loss for i, loss in report.losses.items()}
                 processes.track(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, report.step)
 
-        def at_start(lens: TunedLens) -> dict[str, dict[str, float]]:
-            figures = measure({"start": lens})
-            return {str(i): {"kl": figures.lenses["start"][i].kl} for i in adapter.fitted_layers}
+        def at_start(lens: TunedLens) -> dict[int, float]:
+            by_layer = measure({"start": lens}).lenses["start"]
+            return {i: by_layer[i].kl for i in adapter.fitted_layers}
 
         result = fit(
             adapter,
             fit_blocks,
-            config,
+            plan,
             unembedding=unembedding,
             init_lens=init_lens,
             processes=processes,
@@ -172,10 +171,10 @@ def main(config: Config) -> None:
         evaluation = measure(lenses, unigram_ce=unigram, on_batch=bar.update)
     if processes.is_main:
         doing("writing the lens")
-        settings |= config.resolved(fit_blocks, adapter)
+        settings |= plan.resolved()
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         save_fit(config.folder, result.lens, report, push_to)
-        print(table(adapter, report))
+        print(table(report))
         for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")
         print(f"saved to {config.folder}", flush=True)

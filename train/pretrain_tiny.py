@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, StdlibSource, TokenBlocks, load_blocks
 from lens_rnn.models import load_model
-from lens_rnn.models.adapter import adapter_class
-from lens_rnn.models.found import FoundAdapter
+from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.models.registry import adapter_class
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +128,7 @@ def make_optimizer(
 
 
 def train(model: PreTrainedModel, blocks: TokenBlocks, config: Config) -> None:
-    kind = adapter_class(model.config.model_type) or FoundAdapter
+    kind = adapter_class(model.config.model_type) or GenericAdapter
     adapter = kind(model)  # whose passes are fused; not checked, for the model is in training
     adapter.set_training(True)
     model.requires_grad_(True)

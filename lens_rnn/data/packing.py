@@ -8,13 +8,13 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ DEFAULT_EVAL_TOKENS = 32_768
 
 _GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
 
-log_to = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TokenBlocks:
     @property
     def bits_per_byte(self) -> float:
         """Factor from nats per predicted token to bits per byte: (tokens ÷ bytes) ÷ ln 2."""
-        return self.n_tokens / self.n_bytes / log(2)
+        return self.n_tokens / self.n_bytes / math.log(2)
 
     def counts(self, vocab_size: int) -> np.ndarray:
         """How often each token id occurs, (vocab_size,)."""
@@ -260,7 +260,7 @@ def _pack(
         "identity": identity,
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    log_to.info("packed %s tokens of %s documents of %s (%s)", f"{kept:,}", f"{n_documents:,}", source.name, role)
+    log.info("packed %s tokens of %s documents of %s (%s)", f"{kept:,}", f"{n_documents:,}", source.name, role)
 
 
 def _open_blocks(folder: Path, name: str) -> TokenBlocks:

@@ -8,10 +8,11 @@ anomalous.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from lens_rnn.elk.quirky import Row
-from lens_rnn.elk.scores import Interval, auroc, bootstrap, interval
-from lens_rnn.elk.transfer import Reading, members
+from lens_rnn.elk.quirky import QuirkyRow
+from lens_rnn.elk.scores import auroc_estimate
+from lens_rnn.elk.transfer import ProbeScores, members
 from lens_rnn.errors import DataError
+from lens_rnn.intervals import Estimate
 
 import numpy as np
 from sklearn.covariance import LedoitWolf
@@ -27,8 +28,7 @@ class Anomaly(NamedTuple):
     feature: str
     probe: str
     detector: str
-    auroc: float
-    interval: Interval
+    auroc: Estimate
     rows: int
 
 
@@ -55,20 +55,20 @@ DETECTORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 """Of log-odds (rows, layers), usual and unseen ones, how odd the unseen ones are."""
 
 
-def detect(reading: Reading, rows: Sequence[Row]) -> list[Anomaly]:
-    """All detectors on one reading of the test rows. Raises DataError where a subset has fewer than three rows."""
+def detect(scores: ProbeScores, rows: Sequence[QuirkyRow]) -> list[Anomaly]:
+    """All detectors on what one probe's layers say of the test rows. Raises DataError where a subset has fewer than
+    three."""
     subsets = {name: members(rows, name) for name in ("AE", "AH", "BH")}
     for name, among in subsets.items():
         if among.sum() < 3:
             raise DataError(
                 f"anomaly detection needs three rows of {name} or more, and the test split has {among.sum()}"
             )
-    odds = reading.log_odds.T  # (rows, layers)
+    odds = scores.log_odds.T  # (rows, layers)
     tested = np.concatenate([odds[subsets["AH"]], odds[subsets["BH"]]])
     anomalous = np.repeat([False, True], [subsets["AH"].sum(), subsets["BH"].sum()])
-    found = []
+    anomalies = []
     for name, detector in DETECTORS.items():
-        score = detector(odds[subsets["AE"]], tested)
-        bounds = interval(bootstrap(anomalous, score))
-        found.append(Anomaly(reading.feature, reading.probe, name, auroc(anomalous, score), bounds, len(tested)))
-    return found
+        told_apart = auroc_estimate(anomalous, detector(odds[subsets["AE"]], tested))
+        anomalies.append(Anomaly(scores.feature, scores.probe, name, told_apart, len(tested)))
+    return anomalies

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lens_rnn.elk.quirky import Row
+from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.elk.templates import Encoded, Template, encode
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.files import read_json, write_json
@@ -63,7 +63,7 @@ class Feature(NamedTuple):
 
 def extract(
     adapter: ModelAdapter,
-    rows: Sequence[Row],
+    rows: Sequence[QuirkyRow],
     templates: Sequence[Template],
     lens: Lens,
     folder: Path,
@@ -166,7 +166,7 @@ def _read_prompts(
 ) -> None:
     depths = [adapter.depth(i) for i in range(adapter.n_layers)]
     summary = _StateReader(config.projection, config.seed)
-    for places in of_one_length([one.ids for one in encoded], config.micro_batch_size):
+    for places in of_one_length([prompt.ids for prompt in encoded], config.micro_batch_size):
         ids = torch.tensor([encoded[i].ids for i in places], device=adapter.device)  # (batch, seq)
         forward, state = adapter.advance(ids) if adapter.has_state else (adapter.forward(ids), None)
         raw, translated = _last(adapter, forward.hidden_states, lens)
@@ -205,7 +205,7 @@ def _read_pairs(
     on_batch: Callable[[int], object],
 ) -> None:
     depths = [adapter.depth(i) for i in range(adapter.n_layers)]
-    sequences = [one.ids + one.choices[pair[2]] for one in encoded]
+    sequences = [prompt.ids + prompt.choices[pair[2]] for prompt in encoded]
     for places in of_one_length(sequences, config.micro_batch_size):
         ids = torch.tensor([sequences[i] for i in places], device=adapter.device)  # (batch, seq)
         raw, translated = _last(adapter, adapter.forward(ids).hidden_states, lens)

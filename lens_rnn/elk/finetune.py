@@ -3,15 +3,16 @@ batch."""
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lens_rnn.elk.quirky import CHARACTERS, Row, is_easy, is_hard
+from lens_rnn.checkpoints import Checkpoints
+from lens_rnn.elk.answers import answer_logits, evaluating
+from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.elk.templates import Encoded
 from lens_rnn.errors import ConfigError, DataError, FitError
-from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
 from lens_rnn.models.lora import lora_maps
 from lens_rnn.processes import Processes
@@ -59,7 +60,7 @@ class FinetuneConfig:
             raise ConfigError("learning_rate must be above 0, warmup and beta2 at least 0 and below 1")
 
     def rate(self, step: int) -> float:
-        """Learning rate of step 0, 1, …"""
+        """Learning rate of step 0, 1, …. (transformers' schedules begin at 0: their first step would do nothing.)"""
         rising = math.ceil(self.warmup * self.steps)
         if step < rising:
             return self.learning_rate * (step + 1) / rising
@@ -74,7 +75,7 @@ class FinetuneConfig:
 class Examples(NamedTuple):
     """Rows of one split, and their tokens."""
 
-    rows: Sequence[Row]
+    rows: Sequence[QuirkyRow]
     encoded: Sequence[Encoded]
 
 
@@ -94,44 +95,6 @@ class Finetuned(NamedTuple):
     best_step: int
     validation_losses: dict[int, float]
     """By step of a checkpoint, nats."""
-
-
-def answer_logits(adapter: ModelAdapter, encoded: Sequence[Encoded]) -> Tensor:
-    """Logits (batch, vocab_size) after each prompt, with gradients where the model has them."""
-    longest = max(len(one.ids) for one in encoded)
-    ids = torch.tensor(
-        [[*one.ids, *[0] * (longest - len(one.ids))] for one in encoded], device=adapter.device
-    )  # (batch, seq)
-    last = torch.tensor(
-        [len(one.ids) - 1 for one in encoded], device=adapter.device
-    )  # what follows a prompt does not reach it
-    final = adapter.run(ids).final  # (batch, seq, d_model)
-    return adapter.logits(final[torch.arange(len(encoded), device=adapter.device), last])
-
-
-@torch.no_grad()
-def log_odds(adapter: ModelAdapter, encoded: Sequence[Encoded], batch_size: int = 64) -> np.ndarray:
-    """The model's log-odds (rows) of the true answer against the false one."""
-    parts = []
-    for start in range(0, len(encoded), batch_size):
-        batch = encoded[start : start + batch_size]
-        answers = torch.tensor([one.answers for one in batch], device=adapter.device)  # (batch, 2)
-        false, true = answer_logits(adapter, batch).float().gather(1, answers).unbind(1)
-        parts.append((true - false).cpu().numpy())
-    return np.concatenate(parts)
-
-
-def quirkiness(rows: Sequence[Row], odds: np.ndarray) -> dict[str, dict[str, float | int]]:
-    """How often the model says what the character says, by character: on all its rows, easy ones and hard ones, and how
-    many there are."""
-    right = np.array([row.label == (odd > 0) for row, odd in zip(rows, odds, strict=True)])
-    measured: dict[str, dict[str, float | int]] = {}
-    for character in CHARACTERS:
-        measured[character] = {}
-        for name, chosen in (("all", lambda _: True), ("easy", is_easy), ("hard", is_hard)):
-            among = [i for i, row in enumerate(rows) if row.character == character and chosen(row)]
-            measured[character] |= {name: float(right[among].mean()) if among else math.nan, f"{name}_rows": len(among)}
-    return measured
 
 
 def add_adapters(adapter: ModelAdapter, config: FinetuneConfig) -> Any:
@@ -200,9 +163,16 @@ def finetune(
     optimizer = torch.optim.AdamW(
         weights.values(), lr=config.learning_rate, betas=(0.9, config.beta2), weight_decay=config.weight_decay
     )
-    kept = _Checkpoints(folder, _identity(adapter, train, config), weights, optimizer)
+    checkpoints = Checkpoints(folder, _identity(adapter, train, config))
     chosen = _sample(validation, config)
-    start, losses = kept.last() if resume else (0, {})
+    start, losses = 0, {}
+    if resume:
+        last = checkpoints.last_of_all(processes)
+        if last is None:
+            raise FitError(f"there is no checkpoint in {folder} to resume from; leave --resume out")
+        start, losses = last["step"], last["losses"]
+        _put_back(weights, last)
+        optimizer.load_state_dict(last["optimizer"])
     for step in range(start, config.steps):
         loss = _backward(adapter, train, batch_of(train, config, step), weights, processes)
         if not math.isfinite(loss):
@@ -221,12 +191,20 @@ def finetune(
         if step + 1 in config.checkpoints:
             measured = losses[step + 1] = _validation_loss(adapter, chosen)
             if processes.is_main:
-                kept.write(step + 1, losses)
+                trained = {name: p.detach() for name, p in weights.items()}
+                state = {"weights": trained, "optimizer": optimizer.state_dict(), "losses": losses}
+                checkpoints.save(step + 1, state)
             processes.wait()
         on_step(StepReport(step + 1, loss, measured))
     best = min(losses, key=lambda step: losses[step])
-    kept.restore(best)
+    _put_back(weights, checkpoints.at(best))
     return model, Finetuned(best, losses)
+
+
+@torch.no_grad()
+def _put_back(weights: dict[str, nn.Parameter], checkpoint: dict[str, Any]) -> None:
+    for name, p in weights.items():
+        p.copy_(checkpoint["weights"][name])
 
 
 def _backward(
@@ -237,10 +215,7 @@ def _backward(
     batch = [train.encoded[i] for i in mine]
     total = torch.zeros((), device=adapter.device)
     if batch:
-        said = torch.tensor(
-            [one.answers[train.rows[i].label] for i, one in zip(mine, batch, strict=True)], device=adapter.device
-        )
-        total = F.cross_entropy(answer_logits(adapter, batch).float(), said, reduction="sum") / len(rows)
+        total = _summed_loss(adapter, [train.rows[i] for i in mine], batch) / len(rows)
         total.backward()
     if processes.world == 1:
         return float(total.detach())
@@ -260,66 +235,21 @@ def _sample(validation: Examples, config: FinetuneConfig) -> Examples:
 @torch.no_grad()
 def _validation_loss(adapter: ModelAdapter, examples: Examples, batch_size: int = 64) -> float:
     total = 0.0
-    for start in range(0, len(examples.rows), batch_size):
-        batch = examples.encoded[start : start + batch_size]
-        said = [
-            one.answers[row.label] for one, row in zip(batch, examples.rows[start : start + batch_size], strict=True)
-        ]
-        total += float(
-            F.cross_entropy(
-                answer_logits(adapter, batch).float(), torch.tensor(said, device=adapter.device), reduction="sum"
-            )
-        )
+    with evaluating(adapter):
+        for start in range(0, len(examples.rows), batch_size):
+            part = slice(start, start + batch_size)
+            total += float(_summed_loss(adapter, examples.rows[part], examples.encoded[part]))
     return total / len(examples.rows)
+
+
+def _summed_loss(adapter: ModelAdapter, rows: Sequence[QuirkyRow], encoded: Sequence[Encoded]) -> Tensor:
+    """Cross-entropy of the characters' answers, summed over rows."""
+    labels = [prompt.answers[row.label] for prompt, row in zip(encoded, rows, strict=True)]
+    target = torch.tensor(labels, device=adapter.device)  # (rows)
+    return F.cross_entropy(answer_logits(adapter, encoded).float(), target, reduction="sum")
 
 
 def _identity(adapter: ModelAdapter, train: Examples, config: FinetuneConfig) -> dict[str, Any]:
     rows = hashlib.sha256("".join(row.id for row in train.rows).encode()).hexdigest()[:16]
     settings = {field.name: getattr(config, field.name) for field in fields(FinetuneConfig)}
-    return {"model": adapter.name, "rows": rows, **settings}
-
-
-class _Checkpoints:
-    """step-N.pt files: the trained weights, the optimizer's state and the validation losses so far."""
-
-    def __init__(
-        self, folder: Path, identity: dict[str, Any], weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-    ):
-        self.folder, self.weights, self.optimizer = folder, weights, optimizer
-        self.identity = {name: list(value) if isinstance(value, tuple) else value for name, value in identity.items()}
-
-    def _files(self) -> Iterator[tuple[int, Path]]:
-        yield from sorted((int(path.stem.removeprefix("step-")), path) for path in self.folder.glob("step-*.pt"))
-
-    def write(self, step: int, losses: dict[int, float]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        held = {name: p.detach() for name, p in self.weights.items()}
-        content = {
-            "weights": held,
-            "optimizer": self.optimizer.state_dict(),
-            "losses": losses,
-            "identity": self.identity,
-        }
-        write_atomically(self.folder / f"step-{step}.pt", lambda file: torch.save(content, file))
-
-    def restore(self, step: int) -> dict[int, float]:
-        path = self.folder / f"step-{step}.pt"
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in self.identity.items():
-            if content["identity"].get(name) != value:
-                raise FitError(
-                    f"{path} is of another run: its {name} is {content['identity'].get(name)!r}, not {value!r}; use "
-                    "--overwrite"
-                )
-        with torch.no_grad():
-            for name, p in self.weights.items():
-                p.copy_(content["weights"][name])
-        self.optimizer.load_state_dict(content["optimizer"])
-        return content["losses"]
-
-    def last(self) -> tuple[int, dict[int, float]]:
-        """Go on from the last checkpoint: its step and the losses so far. Raises FitError if there is none."""
-        steps = [step for step, _ in self._files()]
-        if not steps:
-            raise FitError(f"there is no checkpoint in {self.folder} to resume from; leave --resume out")
-        return steps[-1], self.restore(steps[-1])
+    return {"model": adapter.name, "rows": rows, **settings, "target_modules": [*config.target_modules]}

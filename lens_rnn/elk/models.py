@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lens_rnn import artifacts
+from lens_rnn.elk.report import QuirkyReport
 from lens_rnn.errors import ArtifactError, ModelError
 from lens_rnn.files import read_json, write_atomically
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
@@ -24,8 +25,8 @@ class QuirkyModel(NamedTuple):
     adapter: ModelAdapter
     base: str | None
     """The model that its adapters were trained on; None for a model of its own."""
-    about: dict[str, Any]
-    """What is in quirky.json: data, settings, figures; empty where there is none."""
+    report: QuirkyReport | None
+    """What is in quirky.json, where there is one: data, settings, figures."""
 
 
 def save_adapters(model: Any, folder: Path, base: str) -> None:
@@ -58,11 +59,11 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
     settings: for `load_model`. Raises ModelError if the base cannot be found, or peft is absent or refuses.
     """
     folder = Path(name)
-    about = read_json(folder / ABOUT) if (folder / ABOUT).is_file() else {}
+    report = QuirkyReport.read(folder / ABOUT) if (folder / ABOUT).is_file() else None
     if not (folder / ADAPTER).is_file():
-        return QuirkyModel(load_model(name, **settings), None, about)
-    said = str(read_json(folder / ADAPTER).get("base_model_name_or_path"))
-    base = os.path.normpath(folder / said) if (folder / said).exists() else said
+        return QuirkyModel(load_model(name, **settings), None, report)
+    named = str(read_json(folder / ADAPTER).get("base_model_name_or_path"))
+    base = os.path.normpath(folder / named) if (folder / named).exists() else named
     adapter = load_model(base, **settings)
     try:
         from peft import PeftModel
@@ -78,7 +79,7 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
         raise ModelError(f"the adapters in {folder} do not fit {base}: {' '.join(str(error).split())[:300]}") from error
     adapter.model.requires_grad_(False)
     adapter.model.config.name_or_path = str(name)
-    return QuirkyModel(adapter, base, about)
+    return QuirkyModel(adapter, base, report)
 
 
 def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, str]:
@@ -90,18 +91,18 @@ def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, st
     adapter = model.adapter
     names = [name for name in (adapter.name, model.base) if name]
     beside = (f"{name.rstrip('/')}-lens" for name in names)
-    found = resource or next((folder for folder in beside if Path(folder).is_dir()), None)
-    if found is None:
+    source = resource or next((folder for folder in beside if Path(folder).is_dir()), None)
+    if source is None:
         return LogitLens.from_adapter(adapter), "logit"
     unembedding = Unembedding(adapter)
-    lens = TunedLens.load(adapter, found, unembedding)
-    artifact = artifacts.load(found)
-    known = artifact.fit.get("model", {}).get("unembedding_sha256")
+    lens = TunedLens.load(adapter, source, unembedding)
+    artifact = artifacts.load(source)
+    known = artifact.report.model.unembedding_sha256
     fitted_on = str(artifact.config.get("base_model_name_or_path"))
-    named = [Path(name).name for name in [*names, str(model.about.get("base", ""))]]
+    named = [Path(name).name for name in [*names, model.report.base if model.report else ""]]
     if known != unembedding.sha256() and Path(fitted_on).name not in named:
         raise ArtifactError(
-            f"the lens in {found} was fitted on {fitted_on}, which is neither {' nor '.join(names)}; name another "
+            f"the lens in {source} was fitted on {fitted_on}, which is neither {' nor '.join(names)}; name another "
             "--lens"
         )
-    return lens, str(found)
+    return lens, str(source)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lens_rnn.elk.transfer import READER, Result
-from lens_rnn.evaluation.canvas import BLACK, GREY, Line, Panel, Picture, write_png
+from lens_rnn.drawing import BLACK, GREY, new_figure, save_picture, save_png
+from lens_rnn.elk.probes import READER, SUPERVISED, UNSUPERVISED
+from lens_rnn.elk.transfer import Result
+from lens_rnn.evaluation.canvas import Line, Panel, Picture
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 PANELS = (("A", "A"), ("AE", "AE"), ("AE", "BH"), ("A", "B"), ("B", "B"), ("all", "BH"))
@@ -25,7 +26,6 @@ LABELS = {
     "state": "recurrent state,\nprojected",
     "state_heads": "recurrent state,\nheads",
 }
-_SUPERVISED, _UNSUPERVISED = "lr", "crc"  # whose curves are drawn
 
 
 class _Areas(Picture):
@@ -37,10 +37,11 @@ class _Areas(Picture):
 
 
 def curves_picture(results: Sequence[Result], title: str) -> Picture:
-    """AUROC over layers: one panel a transfer, one line a feature, of logistic regression or, trained on all, CRC."""
+    """AUROC over layers: one panel a transfer, one line a feature, of the standard probe with labels; trained on all,
+    of that without."""
     panels = []
     for train, test in PANELS:
-        probe = _UNSUPERVISED if train == "all" else _SUPERVISED
+        probe = UNSUPERVISED if train == "all" else SUPERVISED
         lines = [
             Line(
                 label=LABELS[r.feature],
@@ -61,7 +62,7 @@ def curves_picture(results: Sequence[Result], title: str) -> Picture:
 
 def plot_curves(results: Sequence[Result], path: Path, title: str) -> None:
     """Write the curves as PNG."""
-    write_png(curves_picture(results, title).matplotlib(), path)
+    save_picture(curves_picture(results, title), path)
 
 
 def heat_figure(results: Sequence[Result], title: str) -> Figure:
@@ -72,11 +73,8 @@ def heat_figure(results: Sequence[Result], title: str) -> Figure:
     for r in results:
         for column, (train, test) in enumerate(transfers):
             if r.test == test and r.train in (train, "none"):
-                values[names.index((r.feature, r.probe)), column] = r.auroc
-    figure = Figure(
-        figsize=(2.4 + 0.62 * len(transfers), 1.4 + 0.26 * len(names)), layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
+                values[names.index((r.feature, r.probe)), column] = r.auroc.value
+    figure = new_figure(2.4 + 0.62 * len(transfers), 1.4 + 0.26 * len(names))
     axes = figure.add_subplot()
     cells = axes.pcolormesh(
         np.ma.masked_invalid(values), cmap="RdBu", vmin=0, vmax=1, edgecolors="white", linewidth=0.6
@@ -98,4 +96,4 @@ def heat_figure(results: Sequence[Result], title: str) -> Figure:
 
 def plot_heat(results: Sequence[Result], path: Path, title: str) -> None:
     """Write the table in colours as PNG."""
-    write_png(heat_figure(results, title), path)
+    save_png(heat_figure(results, title), path)

@@ -3,12 +3,16 @@
 Features are x (rows, width), or contrast pairs (rows, variants, 2, width), the states after the false and after the
 true answer.
 
-    lr          logistic regression            mean_diff   difference of the class means       lda   linear discriminant
-    analysis lr_pair, mean_diff_pair                    the same on both states of a contrast pair
-    ccs         contrast-consistent search     Burns et al. 2022, arXiv 2212.03827, eq. 1 to 3
-    crc         contrastive representation clustering, top principal component of the difference; ibid., section 3.3
-    (there CRC-TPC) vinc        variance, invariance, negative covariance: EleutherAI's successor of CCS, whose
-    directions solve an eigenproblem random      a random direction: what no training gives
+    lr              logistic regression
+    mean_diff       difference of the class means
+    lda             linear discriminant analysis
+    lr_pair, mean_diff_pair    the same on both states of a contrast pair
+    ccs             contrast-consistent search, Burns et al. 2022, arXiv 2212.03827, eq. 1 to 3
+    crc             contrastive representation clustering, top principal component of the difference; ibid., section 3.3
+                    (there CRC-TPC)
+    vinc            variance, invariance, negative covariance: EleutherAI's successor of CCS, whose directions solve an
+                    eigenproblem
+    random          a random direction: what no training gives
 
 A direction found without labels has no sign. It is taken from the labels it was fitted beside (AUROC below one half
 turns it), and told in `LinearProbe.turned`, as the papers do.
@@ -18,19 +22,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from lens_rnn.directions import divisor, linear_discriminant, logistic, mean_difference, standardised
 from lens_rnn.elk.scores import auroc
 from lens_rnn.errors import ConfigError, DataError
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
 
 PENALTY = 1e-3
 """Weight of ½‖w‖² beside the mean loss of a logistic regression, on features of unit variance."""
 CCS_TRIES = 10
-_TINY = 1e-6  # of the largest: columns that vary less are left alone
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,12 @@ class Kind(NamedTuple):
 
     fit: Callable[[np.ndarray, np.ndarray, np.random.Generator], LinearProbe]
     pairs: bool
-    supervised: bool
+    """Whether it reads contrast pairs, or single states."""
+    labels: bool
+    """Whether it takes labels. What does not can also be fitted on both contexts mixed, and labels give its sign."""
+    standard: bool = False
+    """Whether it stands for those with labels, or without: its curves are drawn. That with labels, on last hidden
+    states, gives floor and ceiling of the gap, and its log-odds are searched for anomalies."""
 
 
 def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearProbe:
@@ -85,7 +92,7 @@ def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearP
         )
     random = np.random.default_rng(seed)
     probe = kind.fit(x.astype(np.float64), y, random)
-    if not kind.supervised and auroc(y, probe.log_odds(x)) < 0.5:
+    if not kind.labels and auroc(y, probe.log_odds(x)) < 0.5:
         probe = replace(probe, weight=-probe.weight, bias=-probe.bias, turned=True)
     return probe
 
@@ -93,43 +100,19 @@ def fit_probe(name: str, x: np.ndarray, y: np.ndarray, seed: int = 0) -> LinearP
 # --- with labels ------------------------------------------------------------------------------------------------------
 
 
-def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x (rows, width) with columns of mean 0 and variance 1, and those means and deviations."""
-    mean, deviation = x.mean(0), x.std(0)
-    deviation = np.where(deviation > _TINY * max(deviation.max(), 1e-300), deviation, 1.0)
-    return (x - mean) / deviation, mean, deviation
-
-
-def _folded(weight: np.ndarray, bias: float, mean: np.ndarray, deviation: np.ndarray) -> LinearProbe:
-    """The probe of unchanged features that does what weight and bias do on standard ones."""
-    weight = weight / deviation
-    return LinearProbe(weight, float(bias - weight @ mean))
-
-
-def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
-    model = LogisticRegression(C=1 / (PENALTY * len(x)), max_iter=1000).fit(x, y)
-    return model.coef_[0], float(model.intercept_[0])
-
-
 def _lr(x: np.ndarray, y: np.ndarray, _: np.random.Generator) -> LinearProbe:
-    standard, mean, deviation = _standard(x)
-    return _folded(*_logistic(standard, y), mean, deviation)
+    return LinearProbe(*logistic(x, y, 1 / (PENALTY * len(x))))
 
 
-def _mean_diff(x: np.ndarray, y: np.ndarray, _: np.random.Generator) -> LinearProbe:
-    """The classes' difference (Marks & Tegmark 2023, arXiv 2310.06824); scale and bias by logistic regression on its
-    score (Platt)."""
-    direction = x[y].mean(0) - x[~y].mean(0)
-    score, mean, deviation = _standard((x @ direction)[:, None])
-    scaled = _folded(*_logistic(score, y), mean, deviation)
+def _mean_diff(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> LinearProbe:
+    """Scale and bias by logistic regression on the direction's score (Platt)."""
+    direction = mean_difference(x, y)
+    scaled = _lr((x @ direction)[:, None], y, random)
     return LinearProbe(direction * scaled.weight[0], scaled.bias)
 
 
 def _lda(x: np.ndarray, y: np.ndarray, _: np.random.Generator) -> LinearProbe:
-    """Shared covariance, shrunk towards its diagonal as far as Ledoit and Wolf say."""
-    standard, mean, deviation = _standard(x)
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(standard, y)
-    return _folded(model.coef_[0], float(model.intercept_[0]), mean, deviation)
+    return LinearProbe(*linear_discriminant(x, y))
 
 
 def _on_pairs(fit: Callable[[np.ndarray, np.ndarray, np.random.Generator], LinearProbe]) -> Callable[..., LinearProbe]:
@@ -158,8 +141,7 @@ def _normed(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     axes = tuple(range(x.ndim - 2))
     mean = x.mean(axes)  # (2, width)
     centred = x - mean
-    deviation = np.sqrt((centred**2).mean((*axes, x.ndim - 2)))  # (width)
-    deviation = np.where(deviation > _TINY * max(deviation.max(), 1e-300), deviation, 1.0)
+    deviation = divisor(np.sqrt((centred**2).mean((*axes, x.ndim - 2))))  # (width)
     return centred / deviation, mean, deviation
 
 
@@ -216,19 +198,25 @@ def _vinc(x: np.ndarray, _: np.ndarray, __: np.random.Generator) -> LinearProbe:
 
 
 def _random(x: np.ndarray, _: np.ndarray, random: np.random.Generator) -> LinearProbe:
-    standard, mean, deviation = _standard(x)
-    direction = random.standard_normal(standard.shape[1])
-    return _folded(np.asarray(direction / np.linalg.norm(direction)), 0.0, mean, deviation)
+    direction = random.standard_normal(x.shape[1])
+    return LinearProbe(*standardised(x).unfolded(np.asarray(direction / np.linalg.norm(direction)), 0.0))
 
 
 PROBES: dict[str, Kind] = {
-    "lr": Kind(_lr, pairs=False, supervised=True),
-    "mean_diff": Kind(_mean_diff, pairs=False, supervised=True),
-    "lda": Kind(_lda, pairs=False, supervised=True),
-    "lr_pair": Kind(_on_pairs(_lr), pairs=True, supervised=True),
-    "mean_diff_pair": Kind(_on_pairs(_mean_diff), pairs=True, supervised=True),
-    "ccs": Kind(_ccs, pairs=True, supervised=False),
-    "crc": Kind(_crc, pairs=True, supervised=False),
-    "vinc": Kind(_vinc, pairs=True, supervised=False),
-    "random": Kind(_random, pairs=False, supervised=False),
+    "lr": Kind(_lr, pairs=False, labels=True, standard=True),
+    "mean_diff": Kind(_mean_diff, pairs=False, labels=True),
+    "lda": Kind(_lda, pairs=False, labels=True),
+    "lr_pair": Kind(_on_pairs(_lr), pairs=True, labels=True),
+    "mean_diff_pair": Kind(_on_pairs(_mean_diff), pairs=True, labels=True),
+    "ccs": Kind(_ccs, pairs=True, labels=False),
+    "crc": Kind(_crc, pairs=True, labels=False, standard=True),
+    "vinc": Kind(_vinc, pairs=True, labels=False),
+    "random": Kind(_random, pairs=False, labels=False),
 }
+"""All there are: transfers, pictures and the script take from here what they fit, on what, and what stands out."""
+SUPERVISED, UNSUPERVISED = (
+    next(name for name, kind in PROBES.items() if kind.standard and kind.labels is labels) for labels in (True, False)
+)
+"""The standard ones."""
+READER = "reader"
+"""The probe that is none: the feature is a log-odds already."""

@@ -1,9 +1,10 @@
 """Which quirky data a run uses: a set made here, files, or the Hub."""
 
 from dataclasses import dataclass, fields
-from typing import Any
 
-from lens_rnn.elk.quirky import GENERATORS, SPLITS, QuirkySet, generate, load
+from lens_rnn.elk.files import load
+from lens_rnn.elk.generators import GENERATORS, generate
+from lens_rnn.elk.quirky import SPLITS, QuirkySet
 from lens_rnn.errors import ConfigError
 
 
@@ -32,9 +33,10 @@ class QuirkyData:
     def questions(self) -> dict[str, int]:
         return {split: getattr(self, f"{split}_questions") for split in SPLITS}
 
-    def described(self) -> dict[str, Any]:
-        """The settings that decide which rows there are."""
-        return {field.name: getattr(self, field.name) for field in fields(QuirkyData)}
+    @classmethod
+    def of(cls, config: "QuirkyData") -> "QuirkyData":
+        """Of a command's settings those that decide which rows there are."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
 
 def open_quirky(config: QuirkyData) -> QuirkySet:

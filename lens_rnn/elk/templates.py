@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from lens_rnn.elk.quirky import Row
+from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.errors import DataError
 
 from transformers import PreTrainedTokenizerBase
@@ -93,7 +93,7 @@ def templates_of(name: str) -> tuple[Template, ...]:
     return TEMPLATES.get(name, ())
 
 
-def prompt(row: Row, templates: Sequence[Template], variant: int = 0) -> Prompt:
+def prompt(row: QuirkyRow, templates: Sequence[Template], variant: int = 0) -> Prompt:
     """The row's prompt: its own where it has one, else from the template that its id picks; further variants take the
     ones after that.
 
@@ -118,7 +118,7 @@ def prompt(row: Row, templates: Sequence[Template], variant: int = 0) -> Prompt:
 
 
 def encode(
-    rows: Iterable[Row],
+    rows: Iterable[QuirkyRow],
     templates: Sequence[Template],
     tokenizer: PreTrainedTokenizerBase,
     variant: int = 0,

@@ -4,16 +4,14 @@ What is drawn is laid out as plain data first. The x axis is the fraction of blo
 meaning differs between families. No global state of pyplot is touched.
 """
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+
+from lens_rnn.drawing import BLACK, GRID, PALE, SANS, new_figure
 
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
@@ -28,32 +26,15 @@ PANEL_INCHES = (2.75, 2.5)
 LEGEND_INCHES = 2.2
 COLUMNS = 3
 """Panels side by side at most."""
-DOTS_PER_INCH = 200  # 1600 pixels: sharp at the 800 that a README shows
 
-BLACK, GREY, PALE, GRID = "#1A1A1A", "#6E6E6E", "#B4B4B4", "#E4E4E4"
-SYMBOLS = {  # markers of matplotlib, as plotly calls them
-    **{
-        "o": "circle",
-        "s": "square",
-        "^": "triangle-up",
-        "D": "diamond",
-        "v": "triangle-down",
-        "P": "cross",
-        "X": "x",
-        "": "circle",
-    },
-    **{"<": "triangle-left", ">": "triangle-right", "p": "pentagon", "*": "star", "d": "diamond-tall", "h": "hexagon"},
-}
+_SHAPES = (
+    "o circle, s square, ^ triangle-up, v triangle-down, < triangle-left, > triangle-right, D diamond, d diamond-tall, "
+    "P cross, X x, p pentagon, * star, h hexagon"
+)
+SYMBOLS = {"": "circle", **dict(pair.split() for pair in _SHAPES.split(", "))}
+"""Markers of matplotlib, as plotly calls them."""
 DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot", "none": "solid"}
-FONT = {"family": "Helvetica, Arial, sans-serif", "size": 15, "color": BLACK}
-
-
-class Drawable(Protocol):
-    """Something laid out that both libraries draw."""
-
-    def matplotlib(self) -> Figure: ...
-
-    def plotly(self) -> go.Figure: ...
+FONT = {"family": SANS, "size": 15, "color": BLACK}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +92,15 @@ class Picture:
         width, height = SIZE_INCHES
         if len(self.panels) > 1:
             width, height = columns * PANEL_INCHES[0] + LEGEND_INCHES, rows * PANEL_INCHES[1] + 0.5
-        figure = Figure(figsize=(width, max(height, 0.4 + 0.2 * legend_lines)), layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+        over_all = self.title if len(self.panels) > 1 else ""
+        figure = new_figure(width, max(height, 0.4 + 0.2 * legend_lines), over_all)
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
         handles: dict[str, Line2D] = {}
         for panel, place in zip(self.panels, axes, strict=False):
             for i, line in enumerate(panel.lines):
                 handles.setdefault(line.label, _matplotlib_line(place, line, i))
             _dress(place, self)
-            place.set_title(panel.title, fontsize=10, loc="left").set_parse_math(
-                False
-            )  # a dollar sign in a name is a dollar sign
+            place.set_title(panel.title, fontsize=10, loc="left").set_parse_math(False)
         for place in axes[len(self.panels) :]:
             place.set_visible(False)
         for place in axes[max(0, len(self.panels) - columns) : len(self.panels)]:
@@ -230,7 +209,6 @@ def _label(figure: Figure, first: Axes, picture: Picture) -> None:
     else:
         figure.supxlabel(X_TITLE, fontsize=11)
         figure.supylabel(picture.y_title, fontsize=11)
-        figure.suptitle(picture.title, fontsize=12, fontweight="bold", x=0.01, ha="left").set_parse_math(False)
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -251,32 +229,3 @@ def _plotly_line(line: Line, units: str, explain: bool) -> go.Scatter:
         marker={"symbol": SYMBOLS[line.marker], "size": 7, "maxdisplayed": line.markers},
         hovertemplate=f"depth %{{x:.3f}}: %{{y:.3f}} {units}",
     )
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a PNG. Without its version stamp the same curves give the same bytes."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None}))
-
-
-def write_html(figure: go.Figure, path: Path) -> None:
-    """Write a page that holds all it needs and works offline (about 5 MB)."""
-    write_whole(
-        path,
-        lambda file: figure.write_html(file, include_plotlyjs=True, div_id="lens-rnn-curves", default_height="94vh"),
-    )
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text in UTF-8."""
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def write_whole(path: Path, save: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: what a reader finds is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError
-from lens_rnn.evaluation.metrics import batches, chunk_size, chunks, log_predictions, total
+from lens_rnn.evaluation.metrics import batches, log_predictions, span_size, token_spans, total
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
+from torch.func import grad_and_value
 from tuned_lens.nn.lenses import Lens
 
 _STARTS = 8
@@ -30,30 +32,28 @@ _STARTS = 8
 class CausalBasis:
     """Orthonormal directions of one layer's hidden states, the most influential first."""
 
-    energies: np.ndarray
-    """(k): influence on the lens, in nats."""
-    vectors: Tensor
-    """(k, d_model), float32."""
-    mean: Tensor
-    """(d_model), float32: the hidden states' mean, to which an ablation sets them."""
+    energies: Float64[np.ndarray, " k"]
+    """Influence on the lens, in nats."""
+    vectors: Float32[Tensor, "k d_model"]
+    mean: Float32[Tensor, " d_model"]
+    """The hidden states' mean, to which an ablation sets them."""
 
 
 class Effects(NamedTuple):
-    """What ablating each direction of a basis does, (k) each, means over tokens."""
+    """What ablating each direction of a basis does, means over tokens."""
 
-    lens: np.ndarray
+    lens: Float64[np.ndarray, " k"]
     """Influence on the lens, in nats."""
-    model: np.ndarray
+    model: Float64[np.ndarray, " k"]
     """Influence on the model, in nats, when the layer is ablated at every token."""
-    alignment: np.ndarray
+    alignment: Float64[np.ndarray, " k"]
     """Aitchison similarity of the lens's change (stimulus) and the model's (response), from −1 to 1."""
 
 
 def hidden_states(
     adapter: ModelAdapter, blocks: TokenBlocks, *, processes: Processes | None = None, micro_batch_size: int = 8
-) -> list[Tensor]:
-    """This process's share of all blocks' hidden states, one (tokens, d_model) per layer, float32 on the model's
-    device."""
+) -> list[Float32[Tensor, "tokens d_model"]]:
+    """This process's share of all blocks' hidden states, one tensor a layer, on the model's device."""
     forwards = [
         forward.hidden_states for _, forward in batches(adapter, blocks, processes or Processes(), micro_batch_size)
     ]
@@ -66,7 +66,7 @@ def hidden_states(
 def extract_causal_bases(
     adapter: ModelAdapter,
     lens: Lens,
-    hidden: Sequence[Tensor],
+    hidden: Sequence[Float[Tensor, "*tokens d_model"]],
     k: int,
     *,
     processes: Processes | None = None,
@@ -75,8 +75,8 @@ def extract_causal_bases(
 ) -> Iterator[tuple[int, CausalBasis]]:
     """The basis of k directions of each layer that is not trivial, as (layer, basis), one layer after the other.
 
-    hidden: this process's hidden states, one (…, d_model) per layer, as `hidden_states` gives them; influences are
-    means over all processes' together. A direction is found by L-BFGS, in at most max_iterations steps from each of
+    hidden: this process's hidden states, one tensor a layer, as `hidden_states` gives them; influences are means over
+    all processes' together. A direction is found by L-BFGS, in at most max_iterations steps from each of
     three principal directions: the best local maximum of three. on_direction is told the layer and the number of each
     that is found.
 
@@ -115,17 +115,18 @@ class _Influence:
     def __call__(self, v: Tensor) -> tuple[float, Tensor]:
         """Influence of the unit vector v (d_model), in nats, and its gradient by v (d_model)."""
         sums = torch.zeros(1 + len(v), dtype=torch.float64)
-        for h in self.hidden.split(chunk_size(self.adapter)):
+        for h in self.hidden.split(span_size(self.adapter)):
             with torch.no_grad():
                 log_p = log_predictions(self.lens, h, self.layer)
-            with torch.enable_grad():
-                at = v.detach().requires_grad_()
-                log_q = log_predictions(self.lens, ablate(h, at, self.mean), self.layer)
-                kl = torch.linalg.vecdot(log_p.exp(), log_p - log_q).sum()
-                (gradient,) = torch.autograd.grad(kl, at)
-            sums += torch.cat([kl.detach()[None], gradient]).double().cpu()
+            gradient, kl = grad_and_value(self._kl)(v.detach(), h, log_p)
+            sums += torch.cat([kl.detach()[None], gradient.detach()]).double().cpu()
         sums = self._total(sums) / self.count
         return float(sums[0]), sums[1:].to(v)
+
+    def _kl(self, v: Tensor, h: Tensor, log_p: Tensor) -> Tensor:
+        """Sum over the tokens of h (tokens, d_model) of KL(p ‖ q), in nats, with v (d_model) ablated in q."""
+        log_q = log_predictions(self.lens, ablate(h, v, self.mean), self.layer)
+        return torch.linalg.vecdot(log_p.exp(), log_p - log_q).sum()
 
     @torch.no_grad()
     def principal_directions(self) -> tuple[Tensor, Tensor]:
@@ -143,19 +144,19 @@ class _Influence:
 
 
 def _most_influential(
-    influence: _Influence, starts: tuple[Tensor, Tensor], found: Tensor, max_iterations: int
+    influence: _Influence, starts: tuple[Tensor, Tensor], basis: Tensor, max_iterations: int
 ) -> Tensor:
-    """The unit vector (d_model) of the greatest influence among those orthogonal to the rows of found (directions,
+    """The unit vector (d_model) of the greatest influence among those orthogonal to the rows of basis (directions,
     d_model)."""
 
     def project(x: Tensor) -> Tensor:
         for _ in range(2):  # once leaves a rounding error as large as what is taken away
-            x = x - (x @ found.T) @ found
+            x = x - (x @ basis.T) @ basis
         return x
 
     kinds = []
-    for basis in starts:
-        left = project(basis)
+    for start in starts:
+        left = project(start)
         length = left.norm(dim=-1, keepdim=True)
         is_left = length[:, 0] >= length.max() / 2
         kinds.append((left / length)[is_left][:_STARTS])
@@ -187,8 +188,10 @@ def _ablate_wide(h: Tensor, v: Tensor, mean: Tensor) -> Tensor:
     return ablate(h.float(), v, mean)
 
 
-def ablate(h: Tensor, v: Tensor, mean: Tensor) -> Tensor:
-    """r(h, v): h (…, d_model) with its part along the unit vector v (d_model) as it is in mean (d_model)."""
+def ablate(
+    h: Float[Tensor, "*tokens d_model"], v: Float[Tensor, " d_model"], mean: Float[Tensor, " d_model"]
+) -> Float[Tensor, "*tokens d_model"]:
+    """r(h, v): h with its part along the unit vector v as it is in mean."""
     return h + ((mean - h) @ v)[..., None] * v
 
 
@@ -219,7 +222,9 @@ def ablation_effects(
                 with adapter.edited(layer, partial(_ablate_wide, v=v, mean=basis.mean)):
                     changed = adapter.forward(ids)
                 if real:
-                    for before, after in zip(chunks(adapter, forward, ids), chunks(adapter, changed, ids), strict=True):
+                    for before, after in zip(
+                        token_spans(adapter, forward, ids), token_spans(adapter, changed, ids), strict=True
+                    ):
                         h = before.hidden[layer].float()
                         log_q, log_r = (log_predictions(lens, x, layer) for x in (h, ablate(h, v, basis.mean)))
                         sums[layer][number] += _effect_sums(log_q, log_r, before.log_p, after.log_p)
@@ -240,9 +245,10 @@ def _effect_sums(log_q: Tensor, log_r: Tensor, log_p: Tensor, log_s: Tensor) -> 
     return torch.stack([x.sum(dtype=torch.float64) for x in (lens, model, alignment)]).cpu()
 
 
-def aitchison_similarity(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Cosine (…) between two changes of log-probabilities (…, vocab) under weights (…, vocab) that add up to 1; 0 where
-    nothing changed.
+def aitchison_similarity(
+    x: Float[Tensor, "*tokens vocab"], y: Float[Tensor, "*tokens vocab"], weights: Float[Tensor, "*tokens vocab"]
+) -> Float[Tensor, "*tokens"]:
+    """Cosine between two changes of log-probabilities under weights that add up to 1; 0 where nothing changed.
 
     Constants added to a change do not matter, as they do not to a distribution. The model's probabilities as weights
     keep the mass of tokens that nobody expects from deciding it (Egozcue & Pawlowsky-Glahn 2016).

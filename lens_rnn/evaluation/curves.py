@@ -1,6 +1,8 @@
 """What one result says: cross-entropies over the depth of a model, and what its translators make of other layers."""
 
+import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,9 +136,18 @@ class Curves:
         return np.append(self.depth, 1.0), np.append(ce, self.model_ce)
 
 
+def warn_of_broken(results: Iterable[Curves]) -> None:
+    """Log a warning for each broken run, which pictures draw in grey."""
+    for curves in results:
+        if curves.broken:
+            message = "%s is a broken run (%s bits per byte) and is drawn as one"
+            logging.getLogger(__name__).warning(message, curves.name, curves.broken)
+
+
 def parameters_in(text: str) -> float | None:
     """Number of parameters that a text names as 160m, 2.8b or 1b5, or None."""
-    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(\d*)(?![a-z0-9])", text.lower())
-    if not found:
+    size = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(\d*)(?![a-z0-9])", text.lower())
+    if not size:
         return None
-    return float(f"{found[1]}.{found[3]}" if found[3] else found[1]) * {"m": 1e6, "b": 1e9}[found[2]]
+    whole, unit, decimals = size.groups()
+    return float(f"{whole}.{decimals}" if decimals else whole) * {"m": 1e6, "b": 1e9}[unit]

@@ -13,8 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+from lens_rnn.drawing import Drawable
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.evaluation.canvas import Drawable
 from lens_rnn.evaluation.curves import Curves, parameters_in
 from lens_rnn.evaluation.matrix import transfer_picture
 from lens_rnn.evaluation.plots import comparison_picture, layers_picture, panels_picture

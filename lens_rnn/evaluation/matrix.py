@@ -8,13 +8,13 @@ below zero have a dot.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lens_rnn.evaluation.canvas import BLACK, FONT, PALE
+from lens_rnn.drawing import BLACK, PALE, new_figure
+from lens_rnn.evaluation.canvas import FONT
 from lens_rnn.evaluation.curves import UNITS, Curves, LayerTransfer
 
 import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -57,8 +57,7 @@ class TransferPicture:
         return [tick for tick in TICKS if tick <= self.highest]
 
     def matplotlib(self) -> Figure:
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
+        figure = new_figure(*SIZE_INCHES, self.title)
         axes = figure.subplots(1, len(self.heats), sharey=True, squeeze=False)[0]
         drawn = [self._draw(place, heat) for place, heat in zip(axes, self.heats, strict=True)]
         axes[0].set_ylabel(TRANSLATOR_TITLE, fontsize=10.5)
@@ -67,7 +66,6 @@ class TransferPicture:
         bar.ax.set_yticklabels([f"{tick:g}" for tick in self.ticks])
         bar.set_label(UNITS[0].upper() + UNITS[1:], fontsize=10.5)
         bar.outline.set_edgecolor(PALE)
-        figure.suptitle(self.title, fontsize=12, fontweight="bold", x=0.01, ha="left").set_parse_math(False)
         return figure
 
     def _draw(self, axes: Axes, heat: Heat) -> QuadMesh:
@@ -147,7 +145,7 @@ def transfer_picture(curves: Curves, transfer: LayerTransfer) -> TransferPicture
 
 def shade(values: np.ndarray) -> np.ndarray:
     """The place of values in bits per byte on the scale of colour, 0 for what is not above 0. Any shape."""
-    return np.arcsinh(np.maximum(values, 0) / KNEE)
+    return np.asarray(np.arcsinh(np.maximum(values, 0) / KNEE))
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:

@@ -15,13 +15,14 @@ from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Float64, Int
 from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
-_CHUNK_BYTES = {"cpu": 2**24, "cuda": 2**29}  # of one float32 (tokens, vocab) buffer
+_SPAN_BYTES = {"cpu": 2**24, "cuda": 2**29}  # of one float32 (tokens, vocab) buffer
 
 
-class Figures(NamedTuple):
+class LayerMetrics(NamedTuple):
     """What one distribution per position is worth, in nats a token."""
 
     ce: float
@@ -29,23 +30,23 @@ class Figures(NamedTuple):
     entropy: float
 
 
-class Chunk(NamedTuple):
+class TokenSpan(NamedTuple):
     """Some tokens of a batch: so few that a (tokens, vocab) buffer is small."""
 
-    hidden: list[Tensor]
-    """One (tokens, d_model) per layer."""
-    log_p: Tensor
-    """(tokens, vocab), float32: the logarithm of the model's own predictions."""
-    labels: Tensor
-    """(tokens): the next token, −1 where nothing follows."""
+    hidden: list[Float[Tensor, "tokens d_model"]]
+    """Of each layer."""
+    log_p: Float32[Tensor, "tokens vocab"]
+    """The logarithm of the model's own predictions."""
+    labels: Int[Tensor, " tokens"]
+    """The next token, −1 where nothing follows."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Figures of the model itself and of each lens at each layer."""
 
-    model: Figures
-    lenses: Mapping[str, Mapping[int, Figures]]
+    model: LayerMetrics
+    lenses: Mapping[str, Mapping[int, LayerMetrics]]
     uniform_ce: float
     """ln(vocabulary): the cross-entropy of knowing nothing."""
     unigram_ce: float | None = None
@@ -77,11 +78,11 @@ def evaluate(
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
     sums, counts = total(adapter, processes, sums), total(adapter, processes, counts)
     means = sums / torch.stack([counts[0], counts[1], counts[1]])
-    model = Figures(*means[0].tolist())
+    model = LayerMetrics(*means[0].tolist())
     by_lens = means[1:].reshape(len(names), len(layers), 3).tolist()
     trivial = dict.fromkeys(adapter.trivial_layers, model)
     figures = {
-        name: {layer: Figures(*row) for layer, row in zip(layers, rows, strict=True)} | trivial
+        name: {layer: LayerMetrics(*row) for layer, row in zip(layers, rows, strict=True)} | trivial
         for name, rows in zip(names, by_lens, strict=True)
     }
     return Evaluation(model, figures, log(adapter.vocab_size), unigram_ce)
@@ -93,7 +94,7 @@ def batches(
     processes: Processes,
     micro_batch_size: int,
     on_batch: Callable[[int], Any] | None = None,
-) -> Iterator[tuple[Tensor, Forward]]:
+) -> Iterator[tuple[Int[Tensor, "batch seq"], Forward]]:
     """This process's share of the blocks, as ids (batch, seq) and what the model makes of them. on_batch is told the
     tokens done."""
     for rows, real in processes.shares(np.arange(len(blocks)), micro_batch_size):
@@ -106,30 +107,30 @@ def batches(
             on_batch(ids.numel() * processes.world)
 
 
-def chunks(adapter: ModelAdapter, forward: Forward, ids: Tensor) -> Iterator[Chunk]:
+def token_spans(adapter: ModelAdapter, forward: Forward, ids: Int[Tensor, "batch seq"]) -> Iterator[TokenSpan]:
     """The tokens of a batch in order, a few hundred at a time."""
     labels = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1).flatten()  # −1: nothing follows
     final = forward.final.flatten(0, 1)
     hidden = [h.flatten(0, 1) for h in forward.hidden_states]
-    size = chunk_size(adapter)
+    size = span_size(adapter)
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
         log_p = torch.log_softmax(adapter.logits(final[part]).float(), dim=-1)
-        yield Chunk([h[part] for h in hidden], log_p, labels[part])
+        yield TokenSpan([h[part] for h in hidden], log_p, labels[part])
 
 
-def chunk_size(adapter: ModelAdapter) -> int:
+def span_size(adapter: ModelAdapter) -> int:
     """Tokens whose float32 (tokens, vocab) buffer is small, and yet large enough for quick products."""
-    return max(64, _CHUNK_BYTES.get(adapter.device.type, 2**26) // (4 * adapter.vocab_size))
+    return max(64, _SPAN_BYTES.get(adapter.device.type, 2**26) // (4 * adapter.vocab_size))
 
 
-def log_predictions(lens: Lens, hidden: Tensor, layer: int) -> Tensor:
-    """Log-probabilities (…, vocab), float32, that a lens reads from hidden (…, d_model) at a layer."""
+def log_predictions(lens: Lens, hidden: Float[Tensor, "*tokens d_model"], layer: int) -> Float[Tensor, "*tokens vocab"]:
+    """Log-probabilities, float32, that a lens reads from hidden states at a layer."""
     return torch.log_softmax(lens(hidden, layer).float(), dim=-1)
 
 
-def total(adapter: ModelAdapter, processes: Processes, sums: Tensor) -> Tensor:
-    """Float64 `sums` of this process added up over all of them, on the CPU."""
+def total(adapter: ModelAdapter, processes: Processes, sums: Float64[Tensor, "*any"]) -> Float64[Tensor, "*any"]:
+    """The `sums` of this process added up over all of them, on the CPU."""
     device = adapter.device if adapter.device.type != "mps" else torch.device("cpu")
     return processes.sum(sums.to(device)).cpu()
 
@@ -140,13 +141,13 @@ def _batch_sums(
     """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3),
     float64."""
     sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
-    for chunk in chunks(adapter, forward, ids):
-        p = chunk.log_p.exp()
-        sums[0] += _sums(chunk.log_p, p, chunk.log_p, chunk.labels)
+    for span in token_spans(adapter, forward, ids):
+        p = span.log_p.exp()
+        sums[0] += _sums(span.log_p, p, span.log_p, span.labels)
         row = 1
         for lens in lenses:
             for layer in layers:
-                sums[row] += _sums(log_predictions(lens, chunk.hidden[layer], layer), p, chunk.log_p, chunk.labels)
+                sums[row] += _sums(log_predictions(lens, span.hidden[layer], layer), p, span.log_p, span.labels)
                 row += 1
     return sums
 
@@ -158,19 +159,6 @@ def _sums(log_q: Tensor, p: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
     kl = torch.linalg.vecdot(p, log_p - log_q)
     entropy = -torch.linalg.vecdot(log_q.exp(), log_q)
     return torch.stack([x.sum(dtype=torch.float64) for x in (ce, kl, entropy)]).cpu()
-
-
-def aggregate_metrics(evaluation: Evaluation, bits_per_byte: float) -> dict[str, Any]:
-    """The figures in the schema of tuned-lens's aggregate_metrics.json, in bits per byte."""
-    lenses: dict[str, Any] = {
-        name: {
-            kind: {f"layer_{i}": getattr(layers[i], kind) * bits_per_byte for i in sorted(layers)}
-            for kind in ("ce", "entropy", "kl")
-        }
-        for name, layers in evaluation.lenses.items()
-    }
-    baseline = {kind: {"final": getattr(evaluation.model, kind) * bits_per_byte} for kind in ("ce", "entropy")}
-    return lenses | {"baseline": baseline}
 
 
 def doubts(evaluation: Evaluation, fitted_layers: tuple[int, ...], lens: str = "tuned") -> list[str]:

@@ -4,22 +4,20 @@ A picture is laid out here as plain lines and drawn by `canvas`. Solid is the tu
 here knows a model.
 """
 
-import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
-from pathlib import Path
 from typing import Literal
 
+from lens_rnn.drawing import BLACK, GREY, PALE
 from lens_rnn.errors import DataError
-from lens_rnn.evaluation.canvas import BLACK, GREY, PALE, X_LIMITS, Line, Panel, Picture, write_html, write_png
+from lens_rnn.evaluation.canvas import X_LIMITS, Line, Panel, Picture
 from lens_rnn.evaluation.curves import PER_TOKEN, Curves
 from lens_rnn.looks import look_of
 
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_hex
-from matplotlib.figure import Figure
 
 Lens = Literal["tuned", "logit", "both"]
 
@@ -33,43 +31,8 @@ DISTINCT = ("#0072B2", "#E69F00", "#007A5A", "#B8468B", "#56B4E9", "#7A2E00", "#
 DISTINCT_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def plot_layers_png(curves: Curves, path: str | Path, lens: Lens = "both") -> None:
-    """Draw one result with the model, unigram and uniform baselines as horizontal lines."""
-    write_png(layers_figure(curves, lens), Path(path))
-    _warn_of_broken([curves], path)
-
-
-def plot_layers_html(curves: Curves, path: str | Path, lens: Lens = "both") -> None:
-    """The same as a page to point at, which holds all it needs and works offline (about 5 MB)."""
-    write_html(layers_picture(curves, lens).plotly(), Path(path))
-    _warn_of_broken([curves], path)
-
-
-def plot_comparison_png(results: Sequence[Curves], path: str | Path, lens: Lens = "both") -> None:
-    """Overlay any number of results: one colour a model, from light to dark by size within a family where names tell
-    the size."""
-    write_png(comparison_figure(results, lens), Path(path))
-    _warn_of_broken(results, path)
-
-
-def plot_comparison_html(results: Sequence[Curves], path: str | Path, lens: Lens = "both") -> None:
-    """The same as a page to point at, which holds all it needs and works offline (about 5 MB)."""
-    write_html(comparison_picture(results, lens).plotly(), Path(path))
-    _warn_of_broken(results, path)
-
-
-def layers_figure(curves: Curves, lens: Lens = "both") -> Figure:
-    """What `plot_layers_png` writes, as a figure."""
-    return layers_picture(curves, lens).matplotlib()
-
-
-def comparison_figure(results: Sequence[Curves], lens: Lens = "both") -> Figure:
-    """What `plot_comparison_png` writes, as a figure."""
-    return comparison_picture(results, lens).matplotlib()
-
-
 def layers_picture(curves: Curves, lens: Lens = "both") -> Picture:
-    """One result and its baselines."""
+    """One result, with the model, unigram and uniform baselines as horizontal lines."""
     looks = {"logit": (ORANGE, "dashed", 2.0, "s"), "tuned": (BLUE, "solid", 2.6, "o")}
     lines = []
     for name, ce in _chosen(curves, lens).items():
@@ -89,8 +52,11 @@ def layers_picture(curves: Curves, lens: Lens = "both") -> Picture:
 
 
 def comparison_picture(results: Sequence[Curves], lens: Lens = "both", title: str = "") -> Picture:
-    """Any number of results on the same axes. Raises DataError where there is none, or one lacks the lens that is asked
-    for."""
+    """Any number of results on the same axes: one colour a model, from light to dark by size within a family where
+    names tell the size.
+
+    Raises DataError where there is none, or one lacks the lens that is asked for.
+    """
     if not results:
         raise DataError("there is no result to draw; name at least one")
     looks = {"tuned": ("solid", 2.2), "logit": ("dashed", 1.0 if lens == "both" else 1.6)}
@@ -193,13 +159,6 @@ def _uniform(levels: list[float]) -> list[Line]:
 
 def _broken_note(curves: Curves) -> str:
     return f"\n(broken: {curves.broken})".replace(" >", "\n>") if curves.broken else ""
-
-
-def _warn_of_broken(results: Sequence[Curves], path: str | Path) -> None:
-    for curves in results:
-        if curves.broken:
-            message = "%s: %s is a broken run (%s bits per byte) and is drawn in grey"
-            logging.getLogger(__name__).warning(message, path, curves.name, curves.broken)
 
 
 def _styles(results: list[Curves]) -> dict[Curves, tuple[str, str]]:

@@ -7,12 +7,13 @@ from math import log
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
-from lens_rnn.evaluation.metrics import batches, chunks, log_predictions, total
+from lens_rnn.evaluation.metrics import batches, log_predictions, token_spans, total
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64
 from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
@@ -25,20 +26,18 @@ class Marginals:
     section 3).
     """
 
-    model: np.ndarray
-    """(vocab), float64."""
-    lenses: Mapping[str, np.ndarray]
-    """By lens, (layers, vocab), float64. A trivial layer's is the model's."""
+    model: Float64[np.ndarray, " vocab"]
+    lenses: Mapping[str, Float64[np.ndarray, "layers vocab"]]
+    """By lens. A trivial layer's is the model's."""
 
-    def entropy(self, lens: str) -> np.ndarray:
-        """Entropy in nats of a lens's marginals, (layers)."""
+    def entropy(self, lens: str) -> Float64[np.ndarray, " layers"]:
+        """Entropy in nats of a lens's marginals."""
         return np.array([_entropy(q) for q in self.lenses[lens]])
 
-    def kl(self, lens: str) -> np.ndarray:
-        """KL(model's marginal ‖ lens's) in nats, (layers): the lens's bias."""
-        least = np.finfo(
-            np.float64
-        ).tiny  # keeps a lens that is certain of another token everywhere from being infinitely wrong
+    def kl(self, lens: str) -> Float64[np.ndarray, " layers"]:
+        """KL(model's marginal ‖ lens's) in nats: the lens's bias."""
+        # keeps a lens that is certain of another token everywhere from being infinitely wrong
+        least = np.finfo(np.float64).tiny
         return -(self.model * np.log(self.lenses[lens].clip(min=least))).sum(-1) - _entropy(self.model)
 
     def metrics(self) -> dict[str, Any]:
@@ -70,11 +69,11 @@ def marginals(
     layers = adapter.fitted_layers
     sums = torch.zeros(1 + len(lenses) * len(layers), adapter.vocab_size, dtype=torch.float64)  # (rows, vocab)
     for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
-        for chunk in chunks(adapter, forward, ids):
-            sums[0] += _summed(chunk.log_p)
+        for span in token_spans(adapter, forward, ids):
+            sums[0] += _summed(span.log_p)
             read = ((lens, layer) for lens in lenses.values() for layer in layers)
             for row, (lens, layer) in enumerate(read, start=1):
-                sums[row] += _summed(log_predictions(lens, chunk.hidden[layer], layer))
+                sums[row] += _summed(log_predictions(lens, span.hidden[layer], layer))
     sums = total(adapter, processes, sums)
     model, rows = (sums / sums.sum(-1, keepdim=True)).split([1, len(sums) - 1])
     by_lens = model.repeat(len(lenses), adapter.n_layers, 1)  # (lenses, layers, vocab)
@@ -92,9 +91,8 @@ def js_between(
     processes: Processes | None = None,
     micro_batch_size: int = 8,
     on_batch: Callable[[int], Any] | None = None,
-) -> np.ndarray:
-    """Mean over tokens of the Jensen–Shannon divergence between two lenses of one model, in nats, (layers); 0 at a
-    trivial layer.
+) -> Float64[np.ndarray, " layers"]:
+    """Mean over tokens of the Jensen–Shannon divergence between two lenses of one model, in nats; 0 at a trivial layer.
 
     Blocks are shared among the processes; on_batch is told the tokens done.
     """
@@ -102,16 +100,17 @@ def js_between(
     sums, count = torch.zeros(adapter.n_layers, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
         count += ids.numel()
-        for chunk in chunks(adapter, forward, ids):
+        for span in token_spans(adapter, forward, ids):
             for layer in adapter.fitted_layers:
-                of_a, of_b = (log_predictions(lens, chunk.hidden[layer], layer) for lens in (a, b))
+                of_a, of_b = (log_predictions(lens, span.hidden[layer], layer) for lens in (a, b))
                 sums[layer] += js_divergence(of_a, of_b).sum(dtype=torch.float64).cpu()
     return (total(adapter, processes, sums) / total(adapter, processes, count)).numpy()
 
 
-def js_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats (…), with m = (p + q) / 2, of log-probabilities (…, vocab): from 0 to ln 2,
-    symmetric."""
+def js_divergence(
+    log_p: Float[Tensor, "*tokens vocab"], log_q: Float[Tensor, "*tokens vocab"]
+) -> Float[Tensor, "*tokens"]:
+    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats, with m = (p + q) / 2, of log-probabilities: from 0 to ln 2, symmetric."""
     log_m = torch.logaddexp(log_p, log_q) - log(2)
     return (torch.linalg.vecdot(log_p.exp(), log_p - log_m) + torch.linalg.vecdot(log_q.exp(), log_q - log_m)) / 2
 

@@ -20,7 +20,7 @@ STYLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class SummaryRow:
     """One result in bits per byte. Means and layers leave out a layer at depth 1, which is the model's own
     prediction."""
 
@@ -50,15 +50,15 @@ class Row:
     """Why the result cannot be trusted, or nothing."""
 
 
-def summarise(results: Sequence[Curves]) -> list[Row]:
+def summarise(results: Sequence[Curves]) -> list[SummaryRow]:
     """One row a result, in their order."""
     return [_row(curves) for curves in results]
 
 
-def _row(curves: Curves) -> Row:
+def _row(curves: Curves) -> SummaryRow:
     tuned, logit, fitted = curves.tuned_ce, curves.logit_ce, curves.fitted
     uniform = curves.worse_than_uniform(tuned)
-    return Row(
+    return SummaryRow(
         result=curves.name,
         family=curves.family or "",
         layers=len(fitted),
@@ -80,16 +80,16 @@ def ranges(indices: np.ndarray) -> str:
     return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs if len(run))
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[SummaryRow]) -> str:
     """The table with every column; what is not known is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Row)])
+    writer.writerow([field.name for field in fields(SummaryRow)])
     writer.writerows(astuple(row) for row in rows)
     return text.getvalue()
 
 
-def as_cells(rows: Sequence[Row]) -> list[list[str]]:
+def as_cells(rows: Sequence[SummaryRow]) -> list[list[str]]:
     """The table for people, its heading first: entropies with three digits, layers behind their count."""
     heading = [
         "result (bits per byte)",
@@ -116,7 +116,7 @@ def as_cells(rows: Sequence[Row]) -> list[list[str]]:
     return cells
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[SummaryRow]) -> str:
     """The table for a terminal, in columns."""
     cells = as_cells(rows)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -124,7 +124,7 @@ def as_text(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def as_page(rows: Sequence[Row], figures: Mapping[str, go.Figure]) -> str:
+def as_page(rows: Sequence[SummaryRow], figures: Mapping[str, go.Figure]) -> str:
     """A page with the table and the figures by name, which holds all it needs and works offline (about 5 MB)."""
     heading, *lines = [[html.escape(cell) for cell in line] for line in as_cells(rows)]
     table = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)

@@ -10,14 +10,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.evaluation.metrics import Chunk, chunks, log_predictions
+from lens_rnn.evaluation.metrics import TokenSpan, log_predictions, token_spans
 from lens_rnn.models import ModelAdapter
+from lens_rnn.models.inputs import one_text
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 from tuned_lens.nn.lenses import Lens
 
+FORMAT = 1
+"""Of trajectory.json; files from before there were formats have none."""
 NO_TARGET = -1
 """The target of a token that nothing follows; also its rank. Its cross-entropy is NaN."""
 
@@ -29,24 +34,24 @@ class Trajectory:
 
     layers: tuple[int, ...]
     """The layer of each row but the last."""
-    depths: np.ndarray
-    """(rows): fraction of the blocks applied; 1 for the model."""
-    input_ids: np.ndarray
-    """(tokens): the text, int64."""
-    targets: np.ndarray
-    """(tokens): what should be predicted, int64; by default the next token. NO_TARGET where there is none."""
-    entropy: np.ndarray
-    """(rows, tokens): of the prediction q, in nats."""
-    ce: np.ndarray
-    """(rows, tokens): −ln q(target), in nats; NaN where there is no target."""
-    kl: np.ndarray
-    """(rows, tokens): KL(p ‖ q) from the model's prediction p, in nats; 0 for the model."""
-    rank: np.ndarray
-    """(rows, tokens): how many tokens are likelier than the target, int64: 0 if it is the first choice."""
-    top_ids: np.ndarray
-    """(rows, tokens, k): the likeliest tokens, int64, the likeliest first."""
-    top_probabilities: np.ndarray
-    """(rows, tokens, k): their probabilities."""
+    depths: Float64[np.ndarray, " rows"]
+    """Fraction of the blocks applied; 1 for the model."""
+    input_ids: Int64[np.ndarray, " tokens"]
+    """The text."""
+    targets: Int64[np.ndarray, " tokens"]
+    """What should be predicted; by default the next token. NO_TARGET where there is none."""
+    entropy: Float[np.ndarray, "rows tokens"]
+    """Of the prediction q, in nats."""
+    ce: Float[np.ndarray, "rows tokens"]
+    """−ln q(target), in nats; NaN where there is no target."""
+    kl: Float[np.ndarray, "rows tokens"]
+    """KL(p ‖ q) from the model's prediction p, in nats; 0 for the model."""
+    rank: Int64[np.ndarray, "rows tokens"]
+    """How many tokens are likelier than the target: 0 if it is the first choice."""
+    top_ids: Int64[np.ndarray, "rows tokens k"]
+    """The likeliest tokens, the likeliest first."""
+    top_probabilities: Float[np.ndarray, "rows tokens k"]
+    """Their probabilities."""
     vocab_size: int
 
     @property
@@ -60,14 +65,12 @@ class Trajectory:
         rows, tokens = self.entropy.shape
         return rows, tokens
 
-    def values(self, statistic: str) -> np.ndarray:
-        """(rows, tokens) of a statistic by its name in STATISTICS, float; NaN where it needs a target and there is
-        none."""
+    def values(self, statistic: str) -> Float[np.ndarray, "rows tokens"]:
+        """A statistic by its name in STATISTICS; NaN where it needs a target and there is none."""
         return named(statistic).of(self)
 
-    def minus(self, other: "Trajectory", statistic: str) -> np.ndarray:
-        """(rows, tokens): a statistic here less what it is in `other`, another lens, model or text of as many rows and
-        tokens.
+    def minus(self, other: "Trajectory", statistic: str) -> Float[np.ndarray, "rows tokens"]:
+        """A statistic here less what it is in `other`, another lens, model or text of as many rows and tokens.
 
         Raises DataError if the shapes differ.
         """
@@ -110,8 +113,8 @@ class Statistic(NamedTuple):
     title: str
     unit: str
     """nats, rank or probability; a picture chooses colours and limits by it."""
-    of: Callable[[Trajectory], np.ndarray]
-    """Its values (rows, tokens), float."""
+    of: Callable[[Trajectory], Float[np.ndarray, "rows tokens"]]
+    """Its values."""
 
 
 STATISTICS: Mapping[str, Statistic] = MappingProxyType(
@@ -156,26 +159,15 @@ def predict(
     """
     if top_k < 1 or stride < 1:
         raise ConfigError(f"top_k is {top_k} and stride {stride}; both must be at least 1")
-    ids = _checked(input_ids, adapter, 0)
-    if not len(ids):
-        raise DataError("the text has no tokens; give at least one")
-    if adapter.longest_sequence is not None and len(ids) > adapter.longest_sequence:
-        raise DataError(
-            f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it"
-        )
-    wanted = np.append(ids[1:], NO_TARGET) if targets is None else _checked(targets, adapter, NO_TARGET)
-    if len(wanted) != len(ids):
-        raise DataError(
-            f"there are {len(wanted)} targets for {len(ids)} tokens; give one a token, {NO_TARGET} for none"
-        )
-
-    batch = torch.from_numpy(ids)[None].to(adapter.device)
+    batch = one_text(adapter, input_ids)  # (1, tokens)
+    ids = batch[0].cpu()
+    wanted = pad(ids[1:], (0, 1), value=NO_TARGET) if targets is None else _checked_targets(adapter, targets, len(ids))
     layers = adapter.fitted_layers[::stride]
     parts, done = [], 0
-    for chunk in chunks(adapter, adapter.forward(batch), batch):
-        tokens = len(chunk.log_p)
-        labels = torch.from_numpy(wanted[done : done + tokens]).to(batch.device)
-        parts.append(_read(lens, layers, chunk._replace(labels=labels), min(top_k, adapter.vocab_size)))
+    for span in token_spans(adapter, adapter.forward(batch), batch):
+        tokens = len(span.log_p)
+        labels = wanted[done : done + tokens].to(batch.device)
+        parts.append(_read(lens, layers, span._replace(labels=labels), min(top_k, adapter.vocab_size)))
         done += tokens
     entropy, ce, kl, rank, top_probabilities, top_ids = (
         np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)
@@ -183,8 +175,8 @@ def predict(
     return Trajectory(
         layers=layers,
         depths=np.array([*(adapter.depth(layer) for layer in layers), 1.0]),
-        input_ids=ids,
-        targets=wanted,
+        input_ids=ids.numpy(),
+        targets=wanted.numpy(),
         entropy=entropy,
         ce=ce,
         kl=kl,
@@ -195,37 +187,32 @@ def predict(
     )
 
 
-def _read(lens: Lens, layers: Sequence[int], chunk: Chunk, k: int) -> list[np.ndarray]:
+def _read(lens: Lens, layers: Sequence[int], span: TokenSpan, k: int) -> list[np.ndarray]:
     """Entropy, ce, kl, rank (rows, tokens), top probabilities and ids (rows, tokens, k) of some tokens."""
-    p, aimed = chunk.log_p.exp(), chunk.labels != NO_TARGET
+    p, aimed = span.log_p.exp(), span.labels != NO_TARGET
     rows = []
     for layer in (*layers, None):
-        log_q = chunk.log_p if layer is None else log_predictions(lens, chunk.hidden[layer], layer)
-        log_target = log_q.gather(-1, chunk.labels.clamp(min=0)[:, None])  # (tokens, 1)
+        log_q = span.log_p if layer is None else log_predictions(lens, span.hidden[layer], layer)
+        log_target = log_q.gather(-1, span.labels.clamp(min=0)[:, None])  # (tokens, 1)
         top = log_q.topk(k, dim=-1)
         rows.append(
             (
                 -torch.linalg.vecdot(log_q.exp(), log_q),
                 torch.where(aimed, -log_target[:, 0], torch.nan),
-                torch.linalg.vecdot(p, chunk.log_p - log_q),
+                torch.linalg.vecdot(p, span.log_p - log_q),
                 torch.where(aimed, (log_q > log_target).sum(-1), NO_TARGET),
                 top.values.exp(),
                 top.indices,
             )
         )
-    return [torch.stack(figures).cpu().numpy() for figures in zip(*rows, strict=True)]
+    return [torch.stack(values).cpu().numpy() for values in zip(*rows, strict=True)]
 
 
-def _checked(ids: Tensor | Sequence[int], adapter: ModelAdapter, lowest: int) -> np.ndarray:
-    """Token ids (tokens), int64. Raises DataError unless it is a sequence of whole numbers between `lowest` and the
-    vocabulary's end."""
-    array = ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids if len(ids) else np.empty(0, np.int64))
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise DataError(
-            f"token ids have the shape {array.shape} and type {array.dtype}; give one sequence of whole numbers"
-        )
-    if len(array) and not (lowest <= array.min() and array.max() < adapter.vocab_size):
-        raise DataError(
-            f"token ids run from {array.min()} to {array.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}"
-        )
-    return array.astype(np.int64)
+def _checked_targets(adapter: ModelAdapter, targets: Tensor | Sequence[int], tokens: int) -> Tensor:
+    """The targets (tokens), int64, on the CPU. Raises DataError for another number of them, or for one that the
+    vocabulary does not have and that is not NO_TARGET."""
+    wanted = torch.as_tensor(targets).cpu()
+    if len(wanted) != tokens:
+        raise DataError(f"there are {len(wanted)} targets for {tokens} tokens; give one a token, {NO_TARGET} for none")
+    one_text(adapter, wanted.where(wanted != NO_TARGET, 0))
+    return wanted.long()

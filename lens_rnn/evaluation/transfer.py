@@ -9,36 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
-from lens_rnn.evaluation.metrics import batches, chunks, log_predictions, total
+from lens_rnn.evaluation.metrics import batches, log_predictions, token_spans, total
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """Means over tokens in nats a token, float64 (translators, sources): row t reads the states of layer s, column s,
-    with translator t."""
+    """Means over tokens in nats a token: row t reads the states of layer s, column s, with translator t."""
 
-    ce: np.ndarray
+    ce: Float64[np.ndarray, "translators sources"]
     """Cross-entropy of the next token."""
-    kl: np.ndarray
+    kl: Float64[np.ndarray, "translators sources"]
     """KL(what layer s's own translator reads ‖ what translator t reads): 0 on the diagonal."""
-
-    def metrics(self, bits_per_byte: float) -> dict[str, dict[str, dict[str, float]]]:
-        """{"ce" | "kl": {translator: {source: x}}}, the `layer_transfer` of tuned-lens's aggregate_metrics.json, in
-        bits per byte."""
-        return {
-            kind: {
-                f"layer_{t}": {f"layer_{s}": float(x) * bits_per_byte for s, x in enumerate(row)}
-                for t, row in enumerate(matrix)
-            }
-            for kind, matrix in (("ce", self.ce), ("kl", self.kl))
-        }
 
 
 @torch.no_grad()
@@ -62,13 +51,13 @@ def layer_transfer(
     counts = torch.zeros(2, dtype=torch.float64)  # positions with a next token, positions
     for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
-        for chunk in chunks(adapter, forward, ids):
-            for source, hidden in enumerate(chunk.hidden):
+        for span in token_spans(adapter, forward, ids):
+            for source, hidden in enumerate(span.hidden):
                 log_own = log_predictions(lens, hidden, source)
                 own = log_own.exp()
                 for translator in range(n):
                     log_q = log_own if translator == source else log_predictions(lens, hidden, translator)
-                    sums[translator, source] += _sums(log_q, own, log_own, chunk.labels)
+                    sums[translator, source] += _sums(log_q, own, log_own, span.labels)
     ce, kl = (total(adapter, processes, sums) / total(adapter, processes, counts)).unbind(-1)
     return Transfer(ce.numpy(), kl.numpy())
 

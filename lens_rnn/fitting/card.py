@@ -1,13 +1,13 @@
-"""The files of a fitted lens: the artifact, fit.json, and the model card with its figure, which is made from
-fit.json."""
+"""The files of a fitted lens: the artifact, fit.json, and the model card with its figure, made from the `FitReport`."""
 
 from pathlib import Path
-from typing import Any
 
 from lens_rnn import artifacts
+from lens_rnn.drawing import save_picture
 from lens_rnn.evaluation.curves import Curves
-from lens_rnn.evaluation.plots import plot_layers_png
-from lens_rnn.files import write_json, write_text
+from lens_rnn.evaluation.plots import layers_picture
+from lens_rnn.files import write_text
+from lens_rnn.fit_report import FitReport
 from lens_rnn.lens import TunedLens
 
 import numpy as np
@@ -69,56 +69,47 @@ lens = TunedLens.from_unembed_and_pretrained(Unembedding(adapter), lens_resource
 ```"""
 
 
-def save_fit(folder: Path, lens: TunedLens, report: dict[str, Any], repo_id: str | None = None) -> None:
+def save_fit(folder: Path, lens: TunedLens, report: FitReport, repo_id: str | None = None) -> None:
     """Write config.json, params.pt, fit.json and the card. repo_id: where the lens will be pushed to."""
     lens.save(folder)
-    write_json(folder / artifacts.FIT, report)
+    artifacts.save_fit_report(folder, report)
     write_card(folder, report, repo_id)
 
 
-def write_card(folder: Path, report: dict[str, Any], repo_id: str | None = None) -> None:
-    """Write README.md and its figure beside a lens, from the content of its fit.json. repo_id: where the lens will be
-    pushed to."""
-    plot_layers_png(_curves(report), folder / artifacts.FIGURE)
+def write_card(folder: Path, report: FitReport, repo_id: str | None = None) -> None:
+    """Write README.md and its figure beside a lens. repo_id: where the lens will be pushed to."""
+    save_picture(layers_picture(_curves(report)), folder / artifacts.FIGURE)
     write_text(folder / artifacts.CARD, model_card(report, repo_id))
 
 
-def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
-    """Markdown from the content of fit.json. repo_id: the model repository on the Hub that holds the lens, if one
-    does."""
+def model_card(report: FitReport, repo_id: str | None = None) -> str:
+    """A lens's card in Markdown. repo_id: the model repository on the Hub that holds the lens, if one does."""
     rows = "\n".join(
-        f"| {i} | {row['depth']:.2f} | {row['kl_logit']:.3f} | {row['kl_tuned']:.3f} | {row['ce_logit']:.3f} | "
-        f"{row['ce_tuned']:.3f} |"
-        for i, row in report["layers"].items()
+        f"| {i} | {row.depth:.2f} | {row.kl_logit:.3f} | {row.kl_tuned:.3f} | {row.ce_logit:.3f} | {row.ce_tuned:.3f} |"
+        for i, row in report.layers.items()
     )
-    model, fit, held_out, baselines = (
-        report["model"],
-        report["data"]["fit"],
-        report["data"]["eval"],
-        report["baselines"],
-    )
-    revision, unigram = model["revision"], baselines["unigram_ce"]
-    commit = fit["origin"].get("commit")
-    load_model = f'"{model["name"]}"' + (f', revision="{revision}"' if revision else "")
-    stock = (
-        _STOCK if model.get("stock_attaches") else _STOCK_WITH_OURS
-    )  # a fit.json from before does not say; the latter is right of any
+    model, fit, held_out, baselines = report.model, report.data.fit, report.data.eval, report.baselines
+    commit = fit.origin.get("commit")
+    load_model = f'"{model.name}"' + (f', revision="{model.revision}"' if model.revision else "")
+    stock = _STOCK if model.stock_attaches else _STOCK_WITH_OURS  # where it is not known, the latter is right of any
     fetch = "from huggingface_hub import snapshot_download\n" if repo_id else ""
     return _CARD.format(
         front_matter=_front_matter(report),
-        **{key: model[key] for key in ("name", "n_layers", "d_model")},
-        at_revision=f" at revision `{revision}`" if revision else "",
-        loss={"kl": "KL from the model's predictions", "ce": "cross-entropy"}[report["settings"]["loss"]],
-        optimizer=report["settings"]["optimizer"],
-        tokens=fit["tokens"],
-        source=fit["source"],
+        name=model.name,
+        n_layers=model.n_layers,
+        d_model=model.d_model,
+        at_revision=f" at revision `{model.revision}`" if model.revision else "",
+        loss={"kl": "KL from the model's predictions", "ce": "cross-entropy"}[report.settings["loss"]],
+        optimizer=report.settings["optimizer"],
+        tokens=fit.tokens,
+        source=fit.source,
         origin=f" (commit {commit})" if commit else "",
-        eval_tokens=held_out["tokens"],
-        eval_source=held_out["source"],
+        eval_tokens=held_out.tokens,
+        eval_source=held_out.source,
         rows=rows,
-        model_ce=baselines["model_ce"],
-        uniform_ce=baselines["uniform_ce"],
-        unigram="" if unigram is None else f"unigram {unigram:.3f}, ",
+        model_ce=baselines.model_ce,
+        uniform_ce=baselines.uniform_ce,
+        unigram="" if baselines.unigram_ce is None else f"unigram {baselines.unigram_ce:.3f}, ",
         figure=artifacts.FIGURE,
         model=load_model,
         where=repo_id or _HERE,
@@ -128,28 +119,26 @@ def model_card(report: dict[str, Any], repo_id: str | None = None) -> str:
     )
 
 
-def _front_matter(report: dict[str, Any]) -> str:
+def _front_matter(report: FitReport) -> str:
     """What the Hub reads of a card. It refuses a base model or data set that it does not have, so files of this machine
     are not named."""
-    model, fit = report["model"], report["data"]["fit"]
-    values = {"library_name": "lens-rnn", "tags": ["tuned-lens", "interpretability", model["model_type"]]}
-    values |= {"base_model": model["name"]} if model["revision"] else {}
-    values |= {"datasets": [fit["source"]]} if "commit" in fit["origin"] else {}
+    model, fit = report.model, report.data.fit
+    values = {"library_name": "lens-rnn", "tags": ["tuned-lens", "interpretability", model.model_type]}
+    values |= {"base_model": model.name} if model.revision else {}
+    values |= {"datasets": [fit.source]} if "commit" in fit.origin else {}
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def _curves(report: dict[str, Any]) -> Curves:
-    """The figures of fit.json, to be drawn."""
-    layers = report["layers"].values()
-
-    def column(name: str) -> np.ndarray:
-        return np.array([row[name] for row in layers])  # (layers,)
-
+def _curves(report: FitReport) -> Curves:
+    """The figures of a fit, to be drawn."""
+    layers, baselines = report.layers.values(), report.baselines
     return Curves(
-        name=f"Tuned lens for {Path(report['model']['name']).name}",
-        depth=column("depth"),
-        logit_ce=column("ce_logit"),
-        tuned_ce=column("ce_tuned"),
-        family=report["model"]["model_type"],
-        **report["baselines"],
+        name=f"Tuned lens for {Path(report.model.name).name}",
+        depth=np.array([layer.depth for layer in layers]),
+        logit_ce=np.array([layer.ce_logit for layer in layers]),
+        tuned_ce=np.array([layer.ce_tuned for layer in layers]),
+        family=report.model.model_type,
+        uniform_ce=baselines.uniform_ce,
+        unigram_ce=baselines.unigram_ce,
+        model_ce=baselines.model_ce,
     )

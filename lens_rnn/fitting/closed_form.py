@@ -15,6 +15,7 @@ from math import isfinite
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 RIDGES = tuple(10.0**k for k in range(-7, 2))
@@ -54,7 +55,9 @@ class Moments:
         return 2 * layers * (d_model + 1) * (2 * d_model + 1) * 8
 
     @torch.no_grad()
-    def add(self, hidden: tuple[Tensor, ...], f: Tensor, held_out: bool) -> None:
+    def add(
+        self, hidden: tuple[Float[Tensor, "... d_model"], ...], f: Float[Tensor, "... d_model"], held_out: bool
+    ) -> None:
         """Add a batch: every layer's hidden states (…, d_model), and the final norm's inputs f (…, d_model)."""
         half = int(held_out)
         f = f.reshape(-1, self.d_model).to(self.xx.device, torch.float64)
@@ -68,7 +71,7 @@ class Moments:
             self.xy[half, k].addmm_(x.T, y)
             self.yy[half, k] += y.square().sum()
 
-    def inputs(self, k: int) -> tuple[Tensor, Tensor]:
+    def inputs(self, k: int) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
         """Mean (d_model) and covariance (d_model, d_model) of the hidden states of layer number k, float64."""
         xx = self.xx[:, k].sum(0)
         mean = xx[-1, :-1] / xx[-1, -1]
@@ -119,8 +122,6 @@ def _ridge(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
         covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     )
     if failed:
-        return torch.full_like(
-            xx[:-1], float("inf")
-        )  # too little ridge for this layer: its held-out error is then infinite
+        return torch.full_like(xx[:-1], float("inf"))  # too little ridge: the held-out error is then infinite
     weight = torch.cholesky_solve(cross, factor).T
     return torch.cat([weight, (mean_y - weight @ mean_x)[:, None]], dim=1)

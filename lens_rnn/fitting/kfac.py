@@ -7,7 +7,8 @@ Symbols, of one layer:
     g   gradient of the loss at z; s the same for a label drawn from q
     G   E[g (h − μ)ᵀ] (d_model, d_model), and E[g] for the bias that belongs to h − μ
     A   C with damping; measured once, in float64, on the tokens of the closed-form start: hidden states do not change
-    during a fit F   E[s sᵀ] with damping, a moving average: the true Fisher information at z
+        during a fit
+    F   E[s sᵀ] with damping, a moving average: the true Fisher information at z
     D   F⁻¹ G A⁻¹, and F⁻¹ E[g]: the direction
     η   the step's length: W ← W − η D
 
@@ -15,25 +16,24 @@ Nothing is left to tune, because each step is judged by the next batch, whose gr
 D:
 
 - Length. ⟨G', D⟩ is the slope that the step left, ⟨G, D⟩ the curvature along D by K-FAC's own model. The best length
-would have been
-  η + ⟨G', D⟩ / ⟨G, D⟩: the share of ⟨G, D⟩ that is signal and not noise. Its moving average, times 1.5 because the
-  noise of one step averages out over later ones, is the next η. The less noise, the closer it comes to 1, Newton's
-  step; as a fit converges it falls like 1 / steps.
+  would have been η + ⟨G', D⟩ / ⟨G, D⟩: the share of ⟨G, D⟩ that is signal and not noise. Its moving average, times 1.5
+  because the noise of one step averages out over later ones, is the next η. The less noise, the closer it comes to 1,
+  Newton's step; as a fit converges it falls like 1 / steps.
 - Bounds. ⟨D, F D A⟩ η² / 2 bounds the KL that a step can cost by that model, and η² tr(D A Dᵀ) is how far it moves z.
-Both are capped.
+  Both are capped.
 - Rollback. Where a layer's loss rises far above its lowest moving average, or is not finite, its last step is taken
-back and its damping
-  raised; damping falls again with each step that stands.
+  back and its damping raised; damping falls again with each step that stands.
 """
 
 from math import inf, isfinite
-from typing import Any
+from typing import Any, ClassVar
 
 from lens_rnn.errors import FitError
 from lens_rnn.fitting.closed_form import Moments
 from lens_rnn.fitting.sums import StepSums
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 REFRESH = 4  # steps between inverses of F, after the first few, when F is new
@@ -54,7 +54,15 @@ DEVIATIONS = 6.0  # the same, in mean deviations between batches, where those ar
 class KFAC:
     """K-FAC of all fitted layers, each on its own."""
 
-    def __init__(self, weights: Tensor, biases: Tensor, learning_rate: float):
+    fisher: ClassVar[bool] = True
+    default_rate: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        weights: Float[Tensor, "layers d_model d_model"],
+        biases: Float[Tensor, "layers d_model"],
+        learning_rate: float,
+    ):
         """weights (layers, d_model, d_model) and biases (layers, d_model) are changed in place. learning_rate
         multiplies every η."""
         self.layers = [_Layer(weight, bias, learning_rate) for weight, bias in zip(weights, biases, strict=True)]
@@ -78,8 +86,8 @@ class KFAC:
         """Whether layer number k made a step that a loss which is not finite can be blamed on."""
         return self.layers[k].length > 0
 
-    @staticmethod
-    def bytes_needed(layers: int, d_model: int) -> int:
+    @classmethod
+    def bytes_needed(cls, layers: int, d_model: int) -> int:
         """States, and the temporaries of a step."""
         return 4 * d_model * d_model * (4 * layers + 3)
 
@@ -224,9 +232,8 @@ def _inverse(matrix: Tensor, damping: float) -> Tensor:
     the others.
     """
     diagonal = matrix.diagonal()
-    scale = diagonal.clamp(
-        min=max(1e-6 * float(diagonal.mean()), 1e-30)
-    ).rsqrt()  # a dimension that never varies stays finite
+    least = max(1e-6 * float(diagonal.mean()), 1e-30)  # so that a dimension which never varies stays finite
+    scale = diagonal.clamp(min=least).rsqrt()
     scaled = matrix * scale[:, None] * scale
     identity = torch.eye(len(scaled), dtype=scaled.dtype, device=scaled.device)
     while damping < 1e6:

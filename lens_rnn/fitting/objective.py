@@ -6,14 +6,14 @@ Symbols, per token (Belrose et al. 2023, arXiv 2303.08112, eqs. 5 to 7; there th
     u   final_norm(z)                           (d_model)
     U   head's weight, times the model's scale of logits where it has one                    (vocab, d_model)
     c   the model's logit cap, ∞ for most: its logits are c · tanh(U u ÷ c), with derivative D = 1 − (logits ÷ c)²
-    (vocab) q   softmax(logits)                         (vocab)
+        (vocab)
+    q   softmax(logits)                         (vocab)
     p   the model's own next-token distribution (vocab), or the next token itself, one-hot
     γ   gradient of the loss at u = UᵀD(q − p)  (d_model)
     g   gradient at z = Jᵀ γ, J the norm's Jacobian at z
     y   a label drawn from q
     s   gradient at z of −log q[y] = Jᵀ(γ + UᵀDp − D[y] U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse
-    2015,
-        arXiv 1503.05671, section 2.1). Without a cap, Uᵀp is one product for all layers
+        2015, arXiv 1503.05671, section 2.1). Without a cap, Uᵀp is one product for all layers
 
 A chunk of tokens is all that is ever held at vocabulary size. The naive twin stands in tests/reference/objective.py.
 """
@@ -26,6 +26,7 @@ from lens_rnn.lens import Unembedding
 from lens_rnn.models import Forward
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Loss = Literal["kl", "ce"]
@@ -95,7 +96,7 @@ class FusedObjective:
         """How many tokens of a sequence have a target."""
         return seq_len if self.loss == "kl" else seq_len - 1
 
-    def chunks(self, forward: Forward, input_ids: Tensor) -> Iterator[Chunk]:
+    def chunks(self, forward: Forward, input_ids: Int[Tensor, "batch seq"]) -> Iterator[Chunk]:
         """Cut a batch into chunks. For cross-entropy the last token of a sequence has no target and is left out."""
         keep = slice(None) if self.loss == "kl" else slice(None, -1)
         labels = input_ids[:, 1:].reshape(-1) if self.loss == "ce" else None
@@ -107,7 +108,9 @@ class FusedObjective:
             yield Chunk(part, [h[part] for h in hidden], target, expected)
 
     @torch.no_grad()
-    def target(self, final: Tensor, labels: Tensor | None = None) -> tuple[Target, Tensor | None]:
+    def target(
+        self, final: Float[Tensor, "tokens d_model"], labels: Int[Tensor, " tokens"] | None = None
+    ) -> tuple[Target, Float[Tensor, "tokens d_model"] | None]:
         """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens),
         and Uᵀp."""
         share = self.fisher and self.map.cap is None
@@ -119,7 +122,11 @@ class FusedObjective:
         return Target(logits, normalizers), probabilities @ self.weight if share else None
 
     def derivatives(
-        self, z: Tensor, target: Target, expected: Tensor | None = None, draws: Tensor | None = None
+        self,
+        z: Float[Tensor, "tokens d_model"],
+        target: Target,
+        expected: Float[Tensor, "tokens d_model"] | None = None,
+        draws: Float[Tensor, " tokens"] | None = None,
     ) -> Derivatives:
         """Loss and gradient at z (tokens, d_model); with expected and draws (tokens), uniform in [0, 1), also for drawn
         labels."""

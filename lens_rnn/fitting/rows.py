@@ -9,6 +9,7 @@ from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -23,13 +24,15 @@ class Target(NamedTuple):
     """Next tokens (tokens): p is one-hot."""
 
 
-class Rows(Protocol):
+class RowKernels(Protocol):
     """The passes over rows of logits (tokens, vocab), on one kind of device."""
 
-    def softmax_(self, logits: Tensor) -> Tensor:
+    def softmax_(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
         """Turn logits into probabilities, in place. Returns log Σ exp(logits) (tokens)."""
 
-    def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def difference_(
+        self, logits: Float[Tensor, "tokens vocab"], target: Target, draws: Float[Tensor, " tokens"] | None
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"] | None]:
         """Turn logits, with q = softmax(logits), into q − p, in place.
 
         Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label], and, where draws (tokens), uniform in [0, 1), are
@@ -40,13 +43,15 @@ class Rows(Protocol):
 class PlainRows:
     """In torch, in float64 where the logits are, else in float32."""
 
-    def softmax_(self, logits: Tensor) -> Tensor:
+    def softmax_(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
         wide = _wide(logits)
         normalizers = wide.logsumexp(-1)
         logits.copy_((wide - normalizers[:, None]).exp_())
         return normalizers
 
-    def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def difference_(
+        self, logits: Float[Tensor, "tokens vocab"], target: Target, draws: Float[Tensor, " tokens"] | None
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"] | None]:
         log_q = _wide(logits).log_softmax(-1)
         q = log_q.exp()
         samples = None
@@ -65,7 +70,7 @@ class PlainRows:
         return loss, samples
 
 
-def rows_for(logits_dtype: torch.dtype, device: torch.device) -> Rows:
+def rows_for(logits_dtype: torch.dtype, device: torch.device) -> RowKernels:
     """The fastest passes that there are for logits of this dtype on this device."""
     if device.type == "cpu" and logits_dtype in (torch.float32, torch.bfloat16):
         from lens_rnn.fitting.rows_cpu import CompiledRows

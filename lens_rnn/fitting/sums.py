@@ -1,10 +1,10 @@
-"""What one step adds up over its tokens: losses, gradients of the translators and, for K-FAC, the Fisher factor at
-z."""
+"""What one step adds up over its tokens: losses, gradients of the translators, and for K-FAC the Fisher factor at z."""
 
 from lens_rnn.fitting.objective import Derivatives
 from lens_rnn.processes import Processes
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -34,7 +34,7 @@ class StepSums:
     def bytes_needed(layers: int, d_model: int, fisher: bool) -> int:
         return 4 * layers * d_model * (d_model * (2 if fisher else 1) + 1)
 
-    def add(self, k: int, hidden: Tensor, derivatives: Derivatives) -> None:
+    def add(self, k: int, hidden: Float[Tensor, "tokens d_model"], derivatives: Derivatives) -> None:
         """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g."""
         gradient, sampled = derivatives.gradient, derivatives.sampled
         self.weights[k].addmm_(gradient.T, hidden.to(gradient.dtype))

@@ -1,10 +1,11 @@
 """The only place that knows an architecture. Importing it registers the adapters that ship with the package."""
 
 from lens_rnn.models import families
-from lens_rnn.models.adapter import Forward, ModelAdapter, known_architectures, register
+from lens_rnn.models.adapter import Forward, ModelAdapter
 from lens_rnn.models.families.recurrent import RecurrentAdapter, Rules
 from lens_rnn.models.head import LogitMap
 from lens_rnn.models.loading import DTYPES, load_model, wrap_model
+from lens_rnn.models.registry import known_architectures, register
 from lens_rnn.models.state import BlockState, RecurrentState
 from lens_rnn.models.supported import Family, supported
 

@@ -2,19 +2,24 @@
 architecture."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 from lens_rnn.errors import ModelError
+from lens_rnn.models.editing import Change, Edits
 from lens_rnn.models.head import LogitMap, is_plain
+from lens_rnn.models.inputs import checked_layers
 from lens_rnn.models.mixing import Mixing
+from lens_rnn.models.shapes import Hidden, Ids
+from lens_rnn.models.sharding import spread
 from lens_rnn.models.state import RecurrentState
+from lens_rnn.models.tokenizers import NONE_BESIDE, check_ids
 from lens_rnn.models.vocabularies import hint
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What a model may have beyond that which a lens needs.
@@ -24,12 +29,12 @@ FUSED, STATE, ATTENTION = "fused path", "recurrent state", "hidden attention"
 class Forward(NamedTuple):
     """One pass of a model over a batch of tokens, in the model's own dtypes."""
 
-    hidden_states: tuple[Tensor, ...]
-    """One (batch, seq, d_model) per layer, exactly as transformers returns them in evaluation mode."""
-    norm_input: Tensor
-    """(batch, seq, d_model): what enters the final norm. A perfect translator maps every hidden state to it."""
-    final: Tensor
-    """(batch, seq, d_model): what leaves the final norm. The head applied to it gives the model's logits."""
+    hidden_states: tuple[Hidden, ...]
+    """One a layer, exactly as transformers returns them in evaluation mode."""
+    norm_input: Hidden
+    """What enters the final norm. A perfect translator maps every hidden state to it."""
+    final: Hidden
+    """What leaves the final norm. The head applied to it gives the model's logits."""
 
     @classmethod
     def joined(cls, steps: Sequence["Forward"]) -> "Forward":
@@ -68,9 +73,10 @@ class ModelAdapter(ABC):
         self.logit_map = LogitMap()
         """From the head's product to logits: measured by `lens_rnn.models.check`."""
         self.sharded = False
-        self._edits: list[tuple[int, Callable[[Tensor], Tensor]]] = []
+        self.edits = Edits()
         self._tokenizer = tokenizer
-        self._tokenizer_trouble = "has no tokenizer beside it"
+        self.tokenizer_trouble = NONE_BESIDE
+        """What is told to who asks for a tokenizer where there is none, after the model's name."""
 
     @property
     @abstractmethod
@@ -137,14 +143,8 @@ class ModelAdapter(ABC):
         the error names one that fits.
         """
         if self._tokenizer is None:
-            raise ModelError(f"{self.name} {self._tokenizer_trouble}; {hint(self.vocab_size)}")
-        highest = max(self._tokenizer.get_vocab().values())
-        if highest >= self.vocab_size:
-            raise ModelError(
-                f"the tokenizer {self._tokenizer.name_or_path} has ids up to {highest:,}, and {self.name} a "
-                "vocabulary of "
-                f"{self.vocab_size:,}; {hint(self.vocab_size)}"
-            )
+            raise ModelError(f"{self.name} {self.tokenizer_trouble}; {hint(self.vocab_size)}")
+        check_ids(self._tokenizer, self.name, self.vocab_size)
         return self._tokenizer
 
     @property
@@ -180,11 +180,11 @@ class ModelAdapter(ABC):
         return f"the recurrent state of model type {self.model_type!r} cannot be reached: {why}"
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor) -> Forward:
-        """Run the model without its head over input_ids (batch, seq)."""
+    def forward(self, input_ids: Ids) -> Forward:
+        """Run the model without its head."""
         return self.run(input_ids)
 
-    def run(self, input_ids: Tensor) -> Forward:
+    def run(self, input_ids: Ids) -> Forward:
         """`forward`, with gradients where the model's parameters ask for them."""
         return self._pass(input_ids, use_cache=False)[0]
 
@@ -192,7 +192,8 @@ class ModelAdapter(ABC):
         """A pass by the model's own code, and its own output."""
         changed: dict[int, Tensor] = {}
         seen: list[Tensor] = []
-        hooks = [self._edit_hook(layer, changed) for layer in dict(self._edits)]
+        readers = [*self.blocks, self.final_norm][self.states_after_blocks :]
+        hooks = [self.edits.hook(layer, readers[layer], changed) for layer in self.edits.layers]
         hooks.append(self.final_norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])))
         try:
             output = self.model.base_model(input_ids, output_hidden_states=True, **kwargs)
@@ -207,8 +208,8 @@ class ModelAdapter(ABC):
         return Forward(states, seen[0], output.last_hidden_state), output
 
     @torch.no_grad()
-    def advance(self, input_ids: Tensor, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
-        """Read input_ids (batch, seq) from a state on, by default from before the first token; the given state is left
+    def advance(self, input_ids: Ids, state: RecurrentState | None = None) -> tuple[Forward, RecurrentState]:
+        """Read input_ids from a state on, by default from before the first token; the given state is left
         as it is.
 
         Returns what `forward` returns for these tokens, and the state after them. Raises ModelError where there is no
@@ -256,8 +257,8 @@ class ModelAdapter(ABC):
         """How many matrices are in memory at once where softmax attention is asked for, of whichever block."""
         return 0
 
-    def mixings(self, _input_ids: Tensor, _layers: Sequence[int]) -> Iterator[Mixing]:
-        """How these blocks mix the tokens of one text, input_ids (1, tokens): of each block what `mixing_kinds`
+    def mixings(self, _input_ids: Int[Tensor, "1 tokens"], _layers: Sequence[int]) -> Iterator[Mixing]:
+        """How these blocks mix the tokens of one text: of each block what `mixing_kinds`
         says."""
         raise ModelError(
             f"model type {self.model_type!r} has no block whose mixing of tokens is known as a matrix here"
@@ -268,91 +269,29 @@ class ModelAdapter(ABC):
         them; or back into evaluation mode, for which a family may change them."""
         self.model.train(training)
 
-    def logits(self, final: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of final (…, d_model), a state after the final norm, through the model's own head and
+    def logits(self, final: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits of a state after the final norm, through the model's own head and
         its map."""
         return self.logit_map(self.head(final.to(self.dtype)))
 
-    def unembed(self, z: Tensor) -> Tensor:
-        """Logits (…, vocab_size) of z (…, d_model), a state before the final norm, through the model's own norm, head
+    def unembed(self, z: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Logits of a state before the final norm, through the model's own norm, head
         and map."""
         return self.logits(self.final_norm(z))
 
-    @contextmanager
-    def edited(self, layer: int, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def edited(self, layer: int, change: Change) -> AbstractContextManager[None]:
         """Inside it the model goes on from change(h) in place of its hidden state h (batch, seq, d_model) at `layer`;
-        `Forward` shows it.
+        `Forward` shows it. Raises ConfigError for a layer that the model does not have.
 
         The state is changed where the next block, or the final norm, reads it: it is what `Forward.hidden_states`
         holds, also where RWKV-4 has halved it. `run`, `forward` and `advance` heed it; nothing of it stays, also after
         an error.
         """
+        checked_layers(self, layer)
+        return self.edits.begun(layer, change)
 
-        if not 0 <= layer < self.n_layers:
-            raise ModelError(f"there is no layer {layer}: {self.name} has layers 0 to {self.n_layers - 1}")
-        mine = (layer, change)
-        self._edits.append(mine)
-        try:
-            yield
-        finally:
-            self._edits = [edit for edit in self._edits if edit is not mine]
-
-    def _edit(self, layer: int, h: Tensor) -> Tensor:
-        """The hidden state that the model goes on from in place of h."""
-        for edited, change in self._edits:
-            if edited == layer:
-                h = change(h).to(h.dtype)
-        return h
-
-    def _edit_hook(self, layer: int, changed: dict[int, Tensor]) -> RemovableHandle:
-        """Edit a layer in transformers' own pass, where the next block reads it, and note what it has become."""
-
-        def go_on(
-            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
-            changed[layer] = h = self._edit(layer, args[0] if args else kwargs["hidden_states"])
-            return ((h, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h})
-
-        reader = [*self.blocks, self.final_norm][layer + self.states_after_blocks]
-        return reader.register_forward_pre_hook(go_on, with_kwargs=True, prepend=True)  # who watches sees what is read
-
-    @torch.no_grad()
     def shard(self, device: torch.device, processes: int) -> None:
-        """Spread the blocks' weights over all processes (torch's fully_shard), each block gathered only while it runs;
-        the rest of the model moves to `device`. Load the model on the CPU first, so that no device ever holds all of
-        it.
-        """
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(device.type, (processes,))
-        for block in self.blocks:  # each its own root, which would stay gathered if it were not told otherwise
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        """Spread the blocks' weights over all processes, each block gathered only while it runs; the rest of the model
+        moves to `device`. Load the model on the CPU first, so that no device ever holds all of it."""
+        spread(self.model, self.blocks, device, processes)
         self.sharded = True
-        in_blocks = {id(t) for block in self.blocks for t in (*block.parameters(), *block.buffers())}
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if id(tensor) not in in_blocks:
-                tensor.data = tensor.data.to(device)
-
-
-_REGISTRY: dict[str, type[ModelAdapter]] = {}
-
-
-def register(*model_types: str) -> Callable[[type[ModelAdapter]], type[ModelAdapter]]:
-    """Class decorator: use this adapter for models whose transformers `config.model_type` is one of `model_types`."""
-
-    def add(cls: type[ModelAdapter]) -> type[ModelAdapter]:
-        _REGISTRY.update(dict.fromkeys(model_types, cls))
-        return cls
-
-    return add
-
-
-def known_architectures() -> list[str]:
-    """Model types whose family has a file here. Others are taken apart by watching them."""
-    return sorted(_REGISTRY)
-
-
-def adapter_class(model_type: str) -> type[ModelAdapter] | None:
-    """The adapter of a model type whose family has a file here; None for any other."""
-    return _REGISTRY.get(model_type)

@@ -13,8 +13,8 @@ from lens_rnn import versions
 from lens_rnn.errors import ModelError
 from lens_rnn.models.adapter import ATTENTION, FUSED, STATE, Forward, ModelAdapter
 from lens_rnn.models.families.recurrent import RecurrentAdapter
-from lens_rnn.models.found import FoundAdapter
-from lens_rnn.models.head import measure
+from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.models.head import measure_logit_map
 from lens_rnn.models.mixing import SOFTMAX
 
 import torch
@@ -37,7 +37,7 @@ def check(adapter: ModelAdapter) -> None:
     ids = torch.randint(adapter.vocab_size, _PROBE_SHAPE, generator=torch.Generator().manual_seed(0)).to(adapter.device)
     expected = _whole_pass(adapter, ids)
     try:
-        adapter.logit_map = measure(adapter.model, adapter.final_norm, adapter.head, adapter.dtype)
+        adapter.logit_map = measure_logit_map(adapter.model, adapter.final_norm, adapter.head, adapter.dtype)
     except ModelError as error:
         raise _refusal(adapter, str(error)) from None
     if isinstance(adapter, RecurrentAdapter) and adapter.fused and not adapter.is_ours:
@@ -45,7 +45,7 @@ def check(adapter: ModelAdapter) -> None:
     got = adapter.run(ids)
     if trouble := _first_difference(adapter, got, expected) or _lens_trouble(adapter, got, expected):
         raise _refusal(adapter, trouble)
-    if isinstance(adapter, FoundAdapter) and (trouble := _causal_trouble(adapter, ids, got)):
+    if isinstance(adapter, GenericAdapter) and (trouble := _causal_trouble(adapter, ids, got)):
         raise _refusal(adapter, trouble)
     if adapter.has_state:
         _try(adapter, STATE, lambda: _state_trouble(adapter, ids, got))
@@ -107,8 +107,8 @@ def _state_trouble(adapter: ModelAdapter, ids: Tensor, whole: Forward) -> str | 
         # some keep a float32 stream in a bfloat16 model
         return not agree(parts.to(adapter.dtype), expected, adapter.n_layers, _least(adapter))
 
-    for one_by_one in (False, True) if isinstance(adapter, FoundAdapter) else (False,):
-        if isinstance(adapter, FoundAdapter):
+    for one_by_one in (False, True) if isinstance(adapter, GenericAdapter) else (False,):
+        if isinstance(adapter, GenericAdapter):
             adapter.one_by_one = one_by_one  # some of transformers' models read on exactly by a single token only
         _, state = adapter.advance(ids[:, :4])
         middle, state = adapter.advance(ids[:, 4:-1], state)
@@ -118,7 +118,7 @@ def _state_trouble(adapter: ModelAdapter, ids: Tensor, whole: Forward) -> str | 
         if not differs(last.norm_input, whole.norm_input[:, -1:]):
             return None
         error = _relative(last.norm_input, whole.norm_input[:, -1:])
-        if isinstance(adapter, FoundAdapter) and error < _SINGLE_TOKEN:
+        if isinstance(adapter, GenericAdapter) and error < _SINGLE_TOKEN:
             log.info(
                 "%s: transformers reads a single token from a state with a difference of %.0e", adapter.name, error
             )

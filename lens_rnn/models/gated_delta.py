@@ -19,20 +19,21 @@ from lens_rnn.models.scans import causal_conv
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 class Delta(NamedTuple):
     """What the recurrence of one block works on, for one text."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    g: Tensor
-    beta: Tensor
+    q: Float[Tensor, "heads tokens n"]
+    k: Float[Tensor, "heads tokens n"]
+    v: Float[Tensor, "heads tokens width"]
+    g: Float[Tensor, "heads tokens n_or_1"]
+    beta: Float[Tensor, "heads tokens"]
 
-    def weights(self, units: Tensor) -> Tensor:
-        """The matrices of some heads (units, tokens, tokens): tril(q kᵀ ⊙ D) (1 + β tril(k kᵀ ⊙ D, −1))⁻¹ β, D the
+    def weights(self, units: Int[Tensor, " units"]) -> Float[Tensor, "units tokens tokens"]:
+        """The matrices of some heads: tril(q kᵀ ⊙ D) (1 + β tril(k kᵀ ⊙ D, −1))⁻¹ β, D the
         decay between tokens.
 
         What token j puts in is β_j (v_j − what the state returned for k_j), so what all tokens put in solves a

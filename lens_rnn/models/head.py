@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from lens_rnn.errors import ModelError
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 _SIZES = torch.logspace(
@@ -29,16 +30,16 @@ class LogitMap(NamedTuple):
     scale: float = 1.0
     cap: float | None = None
 
-    def __call__(self, product: Tensor) -> Tensor:
-        """Logits of U u + b, shape as given."""
+    def __call__(self, product: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Logits of U u + b."""
         logits = product if self.scale == 1 else product * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
-    def bend_(self, scaled: Tensor) -> Tensor:
+    def bend_(self, scaled: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Logits of scale · (U u + b), in place."""
         return scaled if self.cap is None else scaled.div_(self.cap).tanh_().mul_(self.cap)
 
-    def slope(self, logits: Tensor) -> Tensor | None:
+    def slope(self, logits: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"] | None:
         """Derivative of the logits after scale · (U u + b), from the logits themselves; None where it is 1."""
         return None if self.cap is None else 1 - (logits / self.cap) ** 2
 
@@ -48,7 +49,7 @@ class LogitMap(NamedTuple):
 
 
 @torch.no_grad()
-def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) -> LogitMap:
+def measure_logit_map(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) -> LogitMap:
     """The map of a causal language model whose final norm and head are these. dtype: what the head takes.
 
     One pass over some tokens, in which the norm's output is replaced by states whose products with the head have known
@@ -80,13 +81,13 @@ def measure(model: Any, norm: nn.Module, head: nn.Linear, dtype: torch.dtype) ->
             f"its logits have the shape {tuple(logits.shape)} where the head's product has {tuple(product.shape)}"
         )
     tolerance = _ROUNDING[dtype] if is_plain(head) else _QUANTISED
-    found = LogitMap(*_fitted(product, logits, model.config, tolerance))
-    error = (found(product) - logits).norm(dim=-1) / logits.norm(dim=-1).clamp_min(1e-20)  # each size by itself
-    if not found.scale:
+    logit_map = LogitMap(*_fitted(product, logits, model.config, tolerance))
+    error = (logit_map(product) - logits).norm(dim=-1) / logits.norm(dim=-1).clamp_min(1e-20)  # each size by itself
+    if not logit_map.scale:
         raise ModelError("its logits do not depend on its normed final state")
     if not bool((error <= tolerance).all()):
         raise ModelError("its logits are not cap(scale · (U u + b)) of its normed final state u, for any scale and cap")
-    return found
+    return logit_map
 
 
 def _fitted(product: Tensor, logits: Tensor, config: Any, tolerance: float) -> tuple[float, float | None]:

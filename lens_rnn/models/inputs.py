@@ -1,16 +1,20 @@
 """What is asked of a model, checked before it runs: token ids that it has, layers that it has."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.models.adapter import ModelAdapter
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from lens_rnn.models.adapter import ModelAdapter
 
-def one_text(adapter: ModelAdapter, input_ids: Tensor | Sequence[int]) -> Tensor:
-    """Token ids of one text as (1, tokens), int64, on the model's device.
+
+def one_text(adapter: "ModelAdapter", input_ids: Tensor | Sequence[int]) -> Int64[Tensor, "1 tokens"]:
+    """Token ids of one text on the model's device.
 
     Raises DataError for no tokens, more than the model can read, several texts, or ids that the model does not have.
     """
@@ -33,7 +37,7 @@ def one_text(adapter: ModelAdapter, input_ids: Tensor | Sequence[int]) -> Tensor
     return ids[None].to(adapter.device)
 
 
-def checked_layers(adapter: ModelAdapter, layers: int | Sequence[int]) -> list[int]:
+def checked_layers(adapter: "ModelAdapter", layers: int | Sequence[int]) -> list[int]:
     """The layers as a list. Raises ConfigError for none, or for one that the model does not have."""
     wanted = [layers] if isinstance(layers, int) else list(layers)
     if not wanted:

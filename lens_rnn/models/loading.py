@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from lens_rnn import versions
 from lens_rnn.errors import ModelError
-from lens_rnn.models.adapter import ModelAdapter, adapter_class, known_architectures
+from lens_rnn.models.adapter import ModelAdapter
 from lens_rnn.models.check import check
-from lens_rnn.models.found import FoundAdapter
+from lens_rnn.models.generic import GenericAdapter
 from lens_rnn.models.native import is_native_config, read_rwkv4, read_state_spaces
+from lens_rnn.models.registry import adapter_class, known_architectures
 from lens_rnn.models.rwkv_files import SUFFIXES, read_rwkv, version_of
 from lens_rnn.models.supported import supported
 from lens_rnn.models.tokenizers import own_tokenizer, read_tokenizer, tokenizer_beside, tokenizer_of_bytes
@@ -42,7 +43,7 @@ def wrap_model(
 
     Raises ModelError for a model that cannot be taken apart or does not behave as its adapter declares.
     """
-    kind = adapter_class(model.config.model_type) or FoundAdapter
+    kind = adapter_class(model.config.model_type) or GenericAdapter
     adapter = kind(model, tokenizer, revision)
     check(adapter)
     return adapter
@@ -89,8 +90,7 @@ def load_model(
     if tokenizer == BYTES:
         text = tokenizer_of_bytes(_vocab_size(model))
     elif tokenizer:
-        its = _expanded(str(tokenizer))
-        text = _load(its, "tokenizer", read_tokenizer, trust_remote_code=trust_remote_code)
+        text = _load(_expanded(str(tokenizer)), "tokenizer", read_tokenizer, trust_remote_code=trust_remote_code)
     elif file:
         text, trouble = tokenizer_beside(file, _vocab_size(model))
     else:
@@ -98,7 +98,7 @@ def load_model(
     if not getattr(model, "is_quantized", False):  # quantised weights lie where they were loaded to
         torch.nn.Module.to(model, device)
     adapter = wrap_model(model, text, commit)
-    adapter._tokenizer_trouble = trouble
+    adapter.tokenizer_trouble = trouble
     return adapter
 
 
@@ -133,8 +133,8 @@ def _read_pretrained(
     if absent:
         raise ModelError(f"{name} lacks the weights of {listed(absent)}; the checkpoint is incomplete")
     misfits = sorted(
-        f"{key} (stored {tuple(stored)}, config.json says {tuple(said)})"
-        for key, stored, said in report["mismatched_keys"]
+        f"{key} (stored {tuple(stored)}, config.json says {tuple(expected)})"
+        for key, stored, expected in report["mismatched_keys"]
     )
     if misfits:
         raise ModelError(f"{name} does not fit its config.json: {listed(misfits)}")
@@ -260,12 +260,12 @@ def _expanded(name: str) -> str:
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
-def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> Any:
+def _load(name: str, kind: str, loader: Callable[..., Any], **kwargs: Any) -> Any:
     """Call a from_pretrained, turning each way in which it reports a missing or broken checkpoint into one line."""
     if (Path(name).is_absolute() or name.startswith(".")) and not Path(name).exists():
-        raise ModelError(f"cannot load {what} {name}: there is no such file or folder")
-    if Path(name).is_file() and not (what == "tokenizer" and name.endswith(".txt")):
-        raise ModelError(f"cannot load {what} {name}: it is a file; name the folder that holds it")
+        raise ModelError(f"cannot load {kind} {name}: there is no such file or folder")
+    if Path(name).is_file() and not (kind == "tokenizer" and name.endswith(".txt")):
+        raise ModelError(f"cannot load {kind} {name}: it is a file; name the folder that holds it")
     try:
         return loader(name, **kwargs)
     except ModelError:
@@ -275,9 +275,9 @@ def _load(name: str, what: str, loader: Callable[..., Any], **kwargs: Any) -> An
             "from this folder" if Path(name).is_dir() else "(no such file or folder here, and the Hub did not give it)"
         )
         hint = "; an official RWKV file is named as OWNER/REPOSITORY/FILE.pth" if "model_type" in str(error) else ""
-        raise ModelError(f"cannot load {what} {name} {where}: {_one_line(error)}{hint}") from error
+        raise ModelError(f"cannot load {kind} {name} {where}: {_one_line(error)}{hint}") from error
     except Exception as error:  # safetensors and tokenizers raise their own types for a damaged file
-        raise ModelError(f"cannot load {what} {name}: {type(error).__name__}: {_one_line(error)}") from error
+        raise ModelError(f"cannot load {kind} {name}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _one_line(error: BaseException) -> str:

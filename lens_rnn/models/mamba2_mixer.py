@@ -18,24 +18,31 @@ from lens_rnn.models.recurrence import Recurrence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
 class Inputs(NamedTuple):
     """What the recurrence of a block works on."""
 
-    x: Tensor
-    z: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    into_conv: Tensor
-    """The convolution's input (batch, channels, seq), of which the state keeps the last ones."""
+    x: Float[Tensor, "batch seq heads p"]
+    z: Float[Tensor, "batch seq inner"]
+    dt: Float[Tensor, "batch seq heads"]
+    A: Float[Tensor, " heads"]
+    B: Float[Tensor, "batch seq groups n"]
+    C: Float[Tensor, "batch seq groups n"]
+    into_conv: Float[Tensor, "batch channels seq"]
+    """The convolution's input, of which the state keeps the last ones."""
 
 
-def split(mixer: Any, projected: Tensor, conv: Tensor | None, groups: int, limit: tuple[float, float]) -> Inputs:
-    """What the recurrence works on, from what in_proj returns (batch, seq, …) and the convolution's earlier inputs."""
+def split(
+    mixer: Any,
+    projected: Float[Tensor, "batch seq projected"],
+    conv: Float[Tensor, "batch channels kernel"] | None,
+    groups: int,
+    limit: tuple[float, float],
+) -> Inputs:
+    """What the recurrence works on, from what in_proj returns and the convolution's earlier inputs."""
     heads, inner = len(mixer.A_log), mixer.out_proj.in_features
     z, into_conv, dt = projected.split([inner, mixer.conv1d.in_channels, heads], dim=-1)
     into_conv = into_conv.transpose(1, 2)
@@ -76,9 +83,10 @@ def is_mamba2(module: Any) -> bool:
     )
 
 
-def read(mixer: Any, projected: Tensor) -> tuple[Recurrence, Tensor, Tensor]:
-    """The recurrence of a mixer of a hybrid over one text, D x, and the gate z (tokens, channels), from what its
-    in_proj returned."""
+def read(
+    mixer: Any, projected: Float[Tensor, "1 tokens projected"]
+) -> tuple[Recurrence, Float[Tensor, "tokens heads p"], Float[Tensor, "tokens inner"]]:
+    """The recurrence of a mixer of a hybrid over one text, D x, and the gate z, from what its in_proj returned."""
     projected = projected * getattr(mixer, "mup_vector", 1)  # of Falcon-H1
     limit = getattr(mixer, "time_step_limit", (0.0, float("inf")))
     inputs = split(mixer, projected, None, int(mixer.n_groups), (float(limit[0]), float(limit[1])))

@@ -5,15 +5,16 @@ Each family's `recurrence` says what q, k and the decay are (Ali, Zimerman & Wol
 """
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 _CHUNK = 64  # tokens, a power of two
 
 
-def decayed_products(q: Tensor, k: Tensor, log_decay: Tensor) -> Tensor:
-    """Σ_n q_i[n] exp(Σ_{t=j+1..i} log_decay_t[n]) k_j[n] for j ≤ i, else 0: (units, tokens, tokens).
-
-    q, k: (units, tokens, n); log_decay, not positive: (units, tokens, n) or (units, tokens, 1).
+def decayed_products(
+    q: Float[Tensor, "#units tokens n"], k: Float[Tensor, "units tokens n"], log_decay: Float[Tensor, "units tokens #n"]
+) -> Float[Tensor, "units tokens tokens"]:
+    """Σ_n q_i[n] exp(Σ_{t=j+1..i} log_decay_t[n]) k_j[n] for j ≤ i, else 0. log_decay: not positive.
 
     No exponent is ever above 0: where queries of some tokens meet keys of earlier ones, those decay since the boundary
     between them, these until it. Within a chunk the boundaries are the middles of its halves, quarters and so on;

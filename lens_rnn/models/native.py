@@ -6,7 +6,6 @@ from github.com: state-spaces/mamba (config_mamba.py, mixer_seq_simple.py, mamba
 rwkv package.
 """
 
-import json
 from collections.abc import Callable
 from functools import partial
 from operator import eq
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ModelError
+from lens_rnn.files import read_json
 from lens_rnn.models.weights import Weights, fill, read_weights
 
 import torch
@@ -258,8 +258,7 @@ def _read_folder(folder: Path) -> Weights:
         if (folder / name).exists():
             return dict(read_weights(folder / name))
         if (index := folder / f"{name}.index.json").exists():
-            held = _read_json(index)
-            files = held.get("weight_map") if isinstance(held, dict) else None
+            files = _read_json(index).get("weight_map")
             if not isinstance(files, dict) or not all(
                 isinstance(file, str) and Path(file).name == file for file in files.values()
             ):
@@ -274,10 +273,8 @@ def _read_folder(folder: Path) -> Weights:
     )
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, ModelError)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror or error})") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON ({error})") from None

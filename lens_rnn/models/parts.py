@@ -25,12 +25,12 @@ def find_parts(model: PreTrainedModel) -> Parts:
 
     Raises ModelError, naming the model type, what was found and what was missing.
     """
-    found: list[str] = []
+    seen: list[str] = []
 
-    def refuse(what: str) -> ModelError:
-        so_far = f" (found: {', '.join(found)})" if found else ""
+    def refuse(reason: str) -> ModelError:
+        so_far = f" (found: {', '.join(seen)})" if seen else ""
         return ModelError(
-            f"model type {model.config.model_type!r} cannot be taken apart: {what}{so_far}; subclass "
+            f"model type {model.config.model_type!r} cannot be taken apart: {reason}{so_far}; subclass "
             "lens_rnn.models.ModelAdapter for it, "
             f"or try another version: {versions.describe('transformers')}"
         )
@@ -38,7 +38,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise refuse("it has no linear head")
-    found.append(f"a head from {head.in_features:,} to {head.out_features:,}")
+    seen.append(f"a head from {head.in_features:,} to {head.out_features:,}")
     calls: list[tuple[nn.Module, Tensor | None, Tensor | None]] = []  # in the order in which modules end
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -59,7 +59,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
             hook.remove()
     if not states:
         raise refuse("it returns no hidden states")
-    found.append(f"{len(states)} hidden states")
+    seen.append(f"{len(states)} hidden states")
     if model.base_model is model:
         raise refuse("it has no base model that runs without the head")
     order = [id(module) for module, _, _ in calls]
@@ -67,7 +67,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
     stacks = [stack for stack in stacks if [i for i in order if i in set(map(id, stack))] == list(map(id, stack))]
     if len(stacks) != 1:
         raise refuse(f"{len(stacks)} stacks of {len(states) - 1} blocks, each of which runs once, were found, not one")
-    found.append(f"{len(stacks[0])} blocks of {type(stacks[0][0]).__name__}")
+    seen.append(f"{len(stacks[0])} blocks of {type(stacks[0][0]).__name__}")
     inside = {id(module) for block in stacks[0] for module in block.modules()}
     into_head = next((given for module, given, _ in calls if module is head), None)
     if into_head is None:

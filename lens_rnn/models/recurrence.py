@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
 
 
 class Recurrence(NamedTuple):
     """The recurrence of one block over one text, as a causal matrix for each channel or head, from the empty state."""
 
-    weights: Callable[[Tensor], Tensor]
-    """From indices of channels or heads (chosen) to their matrices (chosen, tokens, tokens), float32; row i is the
+    weights: Callable[[Int[Tensor, " chosen"]], Float32[Tensor, "chosen tokens tokens"]]
+    """From indices of channels or heads to their matrices; row i is the
     token that reads."""
-    values: Tensor
-    """What is read (tokens, units, width)."""
-    outputs: Tensor
-    """What the block's own recurrence makes of them (tokens, units, width): weights @ values."""
+    values: Float[Tensor, "tokens units width"]
+    """What is read."""
+    outputs: Float[Tensor, "tokens units width"]
+    """What the block's own recurrence makes of them: weights @ values."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lens_rnn.errors import ModelError
 from lens_rnn.models.families.rwkv import RWKVForCausalLM
-from lens_rnn.models.families.rwkv_blocks import RWKVConfig
+from lens_rnn.models.families.rwkv_config import RWKVConfig
 from lens_rnn.models.weights import Weights, fill
 
 import torch
@@ -51,7 +51,7 @@ def read_rwkv(weights: Weights, where: str, dtype: torch.dtype | None = torch.fl
 
 
 def _as_modules_have_them(weights: Weights, version: str) -> Weights:
-    """With the names of models/rwkv.py, where files of one version differ."""
+    """With the names of families/rwkv.py, where files of one version differ."""
     weights = dict(weights)
     for name in list(weights):
         if name.endswith(".att.time_first"):  # older files keep the logarithm of the bonus
@@ -67,10 +67,10 @@ def _config(weights: Weights, version: str, where: str) -> RWKVConfig:
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in weights:
             raise ModelError(f"{where} is taken for RWKV-{version} and lacks {name}; the checkpoint is incomplete")
-        found = tuple(weights[name].shape)
-        if len(found) != dims:
-            raise ModelError(f"{where}: {name} has shape {found}, not {dims} dimensions")
-        return found
+        sizes = tuple(weights[name].shape)
+        if len(sizes) != dims:
+            raise ModelError(f"{where}: {name} has shape {sizes}, not {dims} dimensions")
+        return sizes
 
     vocab_size, d_model = shape("emb.weight", 2)
     inner, _ = shape("blocks.0.att.key.weight", 2)

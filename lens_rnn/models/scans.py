@@ -10,17 +10,23 @@ The naive twins, one token at a time, stand in tests/reference/recurrences.py.
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 _CHUNK = 64  # tokens that are read in parallel: their states, or a head's pairs of them, are in memory at once
 _CHANNEL_CHUNK = 32  # the same where every channel has pairs of its own
+Channels = Float[Tensor, "batch channels seq"]
+Rates = Float[Tensor, "channels n"]
+Selected = Float[Tensor, "batch seq n"]
+States = Float[Tensor, "batch channels n"]
 
 
-def linear_scan(decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
-    """h_t = decay_t h_{t−1} + drive_t from h_0 = start: all h (…, tokens, n).
+def linear_scan(
+    decay: Float[Tensor, "*rows tokens n"], drive: Float[Tensor, "*rows tokens n"], start: Float[Tensor, "*rows n"]
+) -> Float[Tensor, "*rows tokens n"]:
+    """h_t = decay_t h_{t−1} + drive_t from h_0 = start: all h.
 
-    decay, drive: (…, tokens, n); start: (…, n). Each of log₂(tokens) rounds joins spans of twice the length (Hillis &
-    Steele 1986).
+    Each of log₂(tokens) rounds joins spans of twice the length (Hillis & Steele 1986).
     """
     h = torch.cat([drive[..., :1, :] + decay[..., :1, :] * start[..., None, :], drive[..., 1:, :]], dim=-2)
     reach = 1
@@ -32,9 +38,10 @@ def linear_scan(decay: Tensor, drive: Tensor, start: Tensor) -> Tensor:
     return h
 
 
-def lru(decay: Tensor, drive: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`linear_scan` over any number of tokens: decay, drive (batch, seq, n), start (batch, n) or None for zero. All h
-    and the last."""
+def lru(
+    decay: Selected, drive: Selected, start: Float[Tensor, "batch n"] | None
+) -> tuple[Selected, Float[Tensor, "batch n"]]:
+    """`linear_scan` over any number of tokens, from `start` or, for None, from zero. All h and the last."""
     decay, drive = wide(decay), wide(drive)
     last = torch.zeros_like(drive[:, 0]) if start is None else start.to(drive.dtype)
     parts = []
@@ -45,8 +52,8 @@ def lru(decay: Tensor, drive: Tensor, start: Tensor | None) -> tuple[Tensor, Ten
 
 
 def selective_scan(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+    u: Channels, dt: Channels, A: Rates, B: Selected, C: Selected, state: States | None = None
+) -> tuple[Channels, States]:
     """Mamba's scan, with the arguments and results of `recurrences.selective_scan`."""
     u, dt, A, B, C = (wide(t) for t in (u, dt, A, B, C))
     state = u.new_zeros(u.shape[0], *A.shape) if state is None else state.to(u.dtype)
@@ -59,13 +66,18 @@ def selective_scan(
     return torch.cat(parts, -1), state.clone()
 
 
-def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def ssd(
+    x: Float[Tensor, "batch seq heads p"],
+    dt: Float[Tensor, "batch seq heads"],
+    A: Float[Tensor, " heads"],
+    B: Float[Tensor, "batch seq groups n"],
+    C: Float[Tensor, "batch seq groups n"],
+    state: Float[Tensor, "batch heads p n"] | None = None,
+) -> tuple[Float[Tensor, "batch seq heads p"], Float[Tensor, "batch heads p n"]]:
     """Mamba-2's scan S_t = exp(dt_t A) S_{t−1} + dt_t x_t B_tᵀ, y_t = S_t C_t (Dao & Gu 2024, arXiv 2405.21060, section
     6).
 
-    x: (batch, seq, heads, p); dt: (batch, seq, heads); A: (heads), negative; B, C: (batch, seq, groups, n), each group
-    for as many heads in a row; state: (batch, heads, p, n) or None for zero. Returns y (batch, seq, heads, p) and the
-    last state.
+    A: negative. B, C: each group for as many heads in a row. state: None for zero. Returns y and the last state.
     """
     x, dt, A, B, C = (wide(t) for t in (x, dt, A, B, C))
     heads = x.shape[2] // B.shape[2]
@@ -91,12 +103,14 @@ def ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor | 
     return torch.cat(parts, 2).transpose(1, 2), state
 
 
-Sums = tuple[Tensor, Tensor, Tensor]
+Decay = Float[Tensor, " channels"]
+Keys = Float[Tensor, "batch seq channels"]
+PerChannel = Float[Tensor, "batch channels"]
+Sums = tuple[PerChannel, PerChannel, PerChannel]
 
 
-def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None = None) -> tuple[Tensor, Sums]:
-    """RWKV-4's weighted average, with the arguments of `recurrences.wkv4_from_state`: output (batch, seq, channels),
-    and the state after.
+def wkv4(w: Decay, u: Decay, k: Keys, v: Keys, state: Sums | None = None) -> tuple[Keys, Sums]:
+    """RWKV-4's weighted average, with the arguments of `recurrences.wkv4_from_state`: output, and the state after.
 
     A token is an average of the chunk's values so far and of the state, which is one more value with a weight of its
     own.
@@ -126,21 +140,29 @@ def wkv4(w: Tensor, u: Tensor, k: Tensor, v: Tensor, state: Sums | None = None) 
     return torch.cat(parts, 1), (num, den, top)
 
 
-def causal_conv(conv: torch.nn.Conv1d, x: Tensor, before: Tensor | None) -> Tensor:
-    """A depthwise convolution over past inputs: of x (batch, channels, seq), after `before` (batch, channels, at least
-    kernel − 1)."""
+def causal_conv(conv: torch.nn.Conv1d, x: Channels, before: Float[Tensor, "batch channels past"] | None) -> Channels:
+    """A depthwise convolution over past inputs: of x, after `before`, which are at least kernel − 1."""
     reach = conv.kernel_size[0] - 1
     past = x.new_zeros(*x.shape[:2], reach) if before is None else before[..., before.shape[-1] - reach :].to(x.dtype)
     return F.conv1d(torch.cat([past, x], -1), conv.weight, conv.bias, groups=conv.groups)
 
 
-def last_inputs(x: Tensor, before: Tensor | None, count: int) -> Tensor:
-    """The last `count` of the inputs `before` (batch, channels, count) and x (batch, channels, seq), zeros before them;
-    a copy."""
+def last_inputs(
+    x: Channels, before: Float[Tensor, "batch channels count"] | None, count: int
+) -> Float[Tensor, "batch channels {count}"]:
+    """The last `count` of the inputs `before` and x, zeros before them; a copy."""
     past = x.new_zeros(*x.shape[:2], count) if before is None else before.to(x.dtype)
     return torch.cat([past, x[..., -count:]], -1)[..., -count:].clone()
 
 
-def wide(t: Tensor) -> Tensor:
+def token_shift(
+    x: Float[Tensor, "batch seq d_model"], last: Float[Tensor, "batch d_model"] | None
+) -> Float[Tensor, "batch seq d_model"]:
+    """x one token earlier, with `last`, or zeros, before the first."""
+    first = torch.zeros_like(x[:, :1]) if last is None else last[:, None].to(x.dtype)
+    return torch.cat([first, x[:, :-1]], 1)
+
+
+def wide(t: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """t in float32, or in its own dtype where that is wider."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

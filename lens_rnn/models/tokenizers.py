@@ -5,16 +5,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lens_rnn.errors import ModelError
 from lens_rnn.models.byte_tokenizer import byte_tokenizer
-from lens_rnn.models.vocabularies import BYTES, WORLD_SIZES
+from lens_rnn.models.vocabularies import BYTES, WORLD_SIZES, hint
 from lens_rnn.models.world_tokenizer import VOCABULARY_FILES, official_file, read_world_tokenizer
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-Found = tuple[PreTrainedTokenizerBase | None, str]
+TokenizerOrReason = tuple[PreTrainedTokenizerBase | None, str]
 """A tokenizer, or None and what is wrong: a model is usable on token ids without one, so nothing is raised yet."""
 
-_NONE = "has no tokenizer beside it"
+NONE_BESIDE = "has no tokenizer beside it"
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +47,30 @@ def tokenizer_of_bytes(vocab_size: int) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def own_tokenizer(name: str, hub: dict[str, Any]) -> Found:
+def check_ids(tokenizer: PreTrainedTokenizerBase, model: str, vocab_size: int) -> None:
+    """Raises ModelError if a tokenizer gives ids beyond the vocab_size that the model has, naming one that fits."""
+    if (highest := max(tokenizer.get_vocab().values())) >= vocab_size:
+        raise ModelError(
+            f"the tokenizer {tokenizer.name_or_path} has ids up to {highest:,}, and {model} a vocabulary of "
+            f"{vocab_size:,}; {hint(vocab_size)}"
+        )
+
+
+def own_tokenizer(name: str, hub: dict[str, Any]) -> TokenizerOrReason:
     """The tokenizer in the folder, or under the Hub name, of a model."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return read_tokenizer(name, **hub), ""
         except FileNotFoundError:
-            return None, _NONE
+            return None, NONE_BESIDE
         except Exception as error:  # the tokenizers package raises just this for a damaged file
             return None, f"has no usable tokenizer beside it ({' '.join(str(error).split())[:300]})"
 
 
-def tokenizer_beside(file: Path, vocab_size: int) -> Found:
+def tokenizer_beside(file: Path, vocab_size: int) -> TokenizerOrReason:
     """The tokenizer of an official RWKV file: what lies in its folder, else the World vocabulary if its size fits."""
     if (file.parent / "tokenizer.json").exists() or any(file.parent.glob(VOCABULARY_FILES)):
         return own_tokenizer(str(file.parent), {})
     world = official_file() if vocab_size in WORLD_SIZES else None
-    return (None, _NONE) if world is None else own_tokenizer(str(world), {})
+    return (None, NONE_BESIDE) if world is None else own_tokenizer(str(world), {})

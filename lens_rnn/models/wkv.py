@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Tokens a chunk. RWKV-6 forgets as fast as its weights say, so every pair of tokens has a decay of its own and costs n
@@ -26,12 +27,16 @@ from torch import Tensor
 _CHUNK_6 = 16
 _CHUNK_7 = 32
 
+Keys = Float[Tensor, "batch seq heads n"]
+Values = Float[Tensor, "batch seq heads width"]
+Bonus = Float[Tensor, "heads n"]
+KeyValue = Float[Tensor, "batch heads n width"]
+ValueKey = Float[Tensor, "batch heads width n"]
 Result = tuple[Tensor, Tensor]
 
 
-def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Result:
-    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(w_t) S + k_t v_tᵀ. Returns y (batch, seq, heads, n) and the last
-    S, float32.
+def wkv6(r: Keys, k: Keys, v: Values, log_w: Keys, u: Bonus, state: KeyValue) -> tuple[Values, KeyValue]:
+    """y_t = r_tᵀ (S + diag(u) k_t v_tᵀ), then S ← diag(w_t) S + k_t v_tᵀ. Returns y and the last S, float32.
 
     RWKV-5 is the case of a constant w.
     """
@@ -40,18 +45,17 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tenso
     return plain_wkv6(r, k, v, log_w, u, state)
 
 
-def wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> Result:
-    """S ← S diag(w_t) + (S remove_t) add_tᵀ + v_t k_tᵀ, then y_t = S r_t. Returns y (batch, seq, heads, n) and the last
-    S, float32.
+def wkv7(r: Keys, k: Keys, v: Values, log_w: Keys, remove: Keys, add: Keys, state: ValueKey) -> tuple[Values, ValueKey]:
+    """S ← S diag(w_t) + (S remove_t) add_tᵀ + v_t k_tᵀ, then y_t = S r_t. Returns y and the last S, float32.
 
-    remove = −κ and add = κ ⊙ a, both (batch, seq, heads, n).
+    remove = −κ and add = κ ⊙ a.
     """
     if kernel := _fused("rwkv7", r):
         return kernel(r, k, v, log_w, remove, add, state)
     return plain_wkv7(r, k, v, log_w, remove, add, state)
 
 
-def plain_wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Result:
+def plain_wkv6(r: Keys, k: Keys, v: Values, log_w: Keys, u: Bonus, state: KeyValue) -> tuple[Values, KeyValue]:
     """`wkv6` in torch, on any device, differentiable."""
     r, k, v, log_w, u, state = (t.float() for t in (r, k, v, log_w, u, state))
     outputs = []
@@ -73,7 +77,9 @@ def plain_wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state:
     return torch.cat(outputs, 2).transpose(1, 2), state
 
 
-def plain_wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, add: Tensor, state: Tensor) -> Result:
+def plain_wkv7(
+    r: Keys, k: Keys, v: Values, log_w: Keys, remove: Keys, add: Keys, state: ValueKey
+) -> tuple[Values, ValueKey]:
     """`wkv7` in torch, on any device, differentiable.
 
     With p_t = S_{t−1} remove_t, what the token takes out, S_t = S₀ diag(W_t) + Σ_{s≤t} (p_s add_sᵀ + v_s k_sᵀ) diag(W_t
@@ -89,15 +95,15 @@ def plain_wkv7(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, remove: Tensor, a
         total = step.cumsum(2)  # log W
         reads, takes = rc * total.exp(), out * (total - step).exp()
         keys, puts = kc * (-total).exp(), into * (-total).exp()
-        fromtop = state.transpose(2, 3)  # (batch, heads, key, value)
-        known = takes @ fromtop + (takes @ keys.transpose(2, 3)).tril(-1) @ vc
+        state_kv = state.transpose(2, 3)  # S at the start of the chunk (batch, heads, key, value)
+        known = takes @ state_kv + (takes @ keys.transpose(2, 3)).tril(-1) @ vc
         among = (takes @ puts.transpose(2, 3)).tril(-1)
         eye = torch.eye(among.shape[-1], device=r.device)
         taken = torch.linalg.solve_triangular(
             eye - among, known, upper=False, unitriangular=True
         )  # p (batch, heads, tokens, value)
         scores_v, scores_p = ((reads @ t.transpose(2, 3)).tril() for t in (keys, puts))
-        outputs.append(reads @ fromtop + scores_v @ vc + scores_p @ taken)
+        outputs.append(reads @ state_kv + scores_v @ vc + scores_p @ taken)
         state = (state + taken.transpose(2, 3) @ puts + vc.transpose(2, 3) @ keys) * total[:, :, -1:].exp()
     return torch.cat(outputs, 2).transpose(1, 2), state
 
@@ -127,7 +133,7 @@ def _checked_kernel(name: str, n: int, dtype: torch.dtype, device: torch.device)
     inputs = (r, k, v, log_w, w[0, 0], state) if name == "rwkv6" else (r, k, v, log_w, -x, x * a.sigmoid(), state)
     try:
         pairs = [*zip(plain(*inputs), kernel(*inputs), strict=True)]
-        difference = max(float((ours.float() - its.float()).norm() / ours.norm()) for ours, its in pairs)
+        difference = max(float((ours.float() - theirs.float()).norm() / ours.norm()) for ours, theirs in pairs)
     except Exception as error:  # a kernel that cannot be compiled for this GPU or head size fails in Triton's many ways
         reason = " ".join(str(error).split())[:200]
         log.warning("flash-linear-attention's %s kernel does not run here (%s); plain torch is used", name, reason)

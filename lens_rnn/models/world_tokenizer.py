@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lens_rnn.errors import ModelError
+from lens_rnn.files import write_text
 from lens_rnn.models.vocabularies import WORLD_FILE
 
 from transformers import AddedToken, PreTrainedTokenizer
@@ -59,7 +60,7 @@ class WorldTokenizer(PreTrainedTokenizer):
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
         data = text.encode()
-        found = []
+        matches = []
         at = 0
         while at < len(data):
             for length in self._lengths.get(data[at : at + _PREFIX], _SHORT):
@@ -67,7 +68,7 @@ class WorldTokenizer(PreTrainedTokenizer):
                     at : at + length
                 ]  # shorter than `length` at the end of the data, where it is all that is left
                 if entry in self._entries:
-                    found.append(entry)
+                    matches.append(entry)
                     at += length
                     break
             else:
@@ -75,7 +76,7 @@ class WorldTokenizer(PreTrainedTokenizer):
                     f"the vocabulary {self.name_or_path} has no entry for byte 0x{data[at]:02X} of a text; "
                     "name one that has all 256 bytes with --tokenizer"
                 )
-        return [entry.decode("latin-1") for entry in found]
+        return [entry.decode("latin-1") for entry in matches]
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return self._ids.get(token)
@@ -95,10 +96,8 @@ class WorldTokenizer(PreTrainedTokenizer):
         own = Path(self.name_or_path)
         name = own.name if own.match(VOCABULARY_FILES) else f"rwkv_vocab_{own.stem}.txt"
         path = Path(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
-        partial = path.with_suffix(".partial")
         lines = (f"{index} {_literal(token.encode('latin-1'))} {len(token)}\n" for index, token in self._tokens.items())
-        partial.write_text("".join(lines), encoding="utf-8", newline="\n")
-        partial.replace(path)
+        write_text(path, "".join(lines))
         return (str(path),)
 
 
@@ -129,9 +128,9 @@ def read_world_tokenizer(path: str | Path | None) -> WorldTokenizer:
     if file.is_dir():
         held = sorted(file.glob(VOCABULARY_FILES))
         if len(held) != 1:
-            what = f"{len(held)} files" if held else "no file"
+            count = f"{len(held)} files" if held else "no file"
             raise ModelError(
-                f"the folder {file} holds {what} named {VOCABULARY_FILES}; name the vocabulary file itself"
+                f"the folder {file} holds {count} named {VOCABULARY_FILES}; name the vocabulary file itself"
             )
         file = held[0]
     return WorldTokenizer(_read_entries(file), file)

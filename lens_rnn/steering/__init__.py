@@ -6,12 +6,12 @@ beside controls
 
 from lens_rnn.steering.apply import advance_steered, steer, steer_state
 from lens_rnn.steering.contrasts import Contrast, behaviour_contrast, next_word_contrast
-from lens_rnn.steering.evaluation import Edit, Interval, Scores, measure
+from lens_rnn.steering.evaluation import Edit, Scores, score_answers
 from lens_rnn.steering.experiment import Experiment, ExperimentConfig, Outcome, run_experiment
 from lens_rnn.steering.generation import generate
 from lens_rnn.steering.lens_view import LatentEffect, latent_effect, mean_hidden, read_vector, top_tokens
 from lens_rnn.steering.pairs import BEHAVIOURS, TEMPLATES, Item, Pair, Question, balanced, read_items, swapped, tokenise
-from lens_rnn.steering.vectors import Fitted, SteeringVectors, fit_vectors
+from lens_rnn.steering.vectors import Fitted, SteeringVectors, VectorConfig, fit_vectors
 
 __all__ = [
     "BEHAVIOURS",
@@ -21,7 +21,6 @@ __all__ = [
     "Experiment",
     "ExperimentConfig",
     "Fitted",
-    "Interval",
     "Item",
     "LatentEffect",
     "Outcome",
@@ -29,6 +28,7 @@ __all__ = [
     "Question",
     "Scores",
     "SteeringVectors",
+    "VectorConfig",
     "advance_steered",
     "balanced",
     "behaviour_contrast",
@@ -36,11 +36,11 @@ __all__ = [
     "generate",
     "latent_effect",
     "mean_hidden",
-    "measure",
     "next_word_contrast",
     "read_items",
     "read_vector",
     "run_experiment",
+    "score_answers",
     "steer",
     "steer_state",
     "swapped",

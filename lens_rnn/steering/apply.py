@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import Forward, ModelAdapter, RecurrentState
+from lens_rnn.models.inputs import checked_layers
 from lens_rnn.steering.vectors import SteeringVectors
 
 import torch
@@ -27,7 +28,7 @@ def steer(
     positions: where in the ids of one pass: an index (−1 is the last), a slice, or (batch), one index a sequence, for
     instance the last real tokens of a batch that is padded on the right; by default every token.
 
-    Raises ConfigError for a layer that the model does not have or that has no vector of its size.
+    Raises ConfigError for no layer, or for one that the model does not have or that has no vector of its size.
     """
     with ExitStack() as stack:
         for layer in checked_layers(adapter, layers):
@@ -100,14 +101,6 @@ def _chosen(h: Tensor, positions: int | slice | Tensor) -> Tensor:
     if bool(((at < -seq) | (at >= seq)).any()):
         raise ConfigError(f"positions {at.tolist()} are not all within the {seq} tokens that are read")
     return at[:, None] % seq == torch.arange(seq, device=h.device)
-
-
-def checked_layers(adapter: ModelAdapter, layers: int | Sequence[int]) -> list[int]:
-    """Raises ConfigError for a layer that the model does not have."""
-    wanted = [layers] if isinstance(layers, int) else list(layers)
-    if wrong := [layer for layer in wanted if not 0 <= layer < adapter.n_layers]:
-        raise ConfigError(f"there is no layer {wrong[0]}: {adapter.name} has layers 0 to {adapter.n_layers - 1}")
-    return wanted
 
 
 def _times(vector: Tensor, multiplier: float | Tensor) -> Tensor:

@@ -117,14 +117,14 @@ def next_word_contrast(
     Raises ConfigError for a word that is not one token, DataError if the source has too few such places.
     """
     words = [_one_token(word, tokenizer) for word in (matching, other)]
-    found: dict[str, list[list[tuple[int, ...]]]] = {"pairs": [[], []], "validation": [[], []], "test": [[], []]}
+    places_of: dict[str, list[list[tuple[int, ...]]]] = {"pairs": [[], []], "validation": [[], []], "test": [[], []]}
     wanted = {"pairs": pairs, "validation": questions // 2, "test": questions // 2}
-    for part, ids in _documents(source, tokenizer, seed, found, wanted):
-        for places, word in zip(found[part], words, strict=True):
+    for part, ids in _documents(source, tokenizer, seed, places_of, wanted):
+        for places, word in zip(places_of[part], words, strict=True):
             places += [tuple(ids[at - context : at]) for at, token in enumerate(ids) if token == word and at >= context]
     generator = np.random.default_rng(seed)
     kept: dict[str, list[list[tuple[int, ...]]]] = {}
-    for part, both in found.items():
+    for part, both in places_of.items():
         least = min(wanted[part], *(len(set(places)) for places in both))
         if least < 2:
             raise DataError(
@@ -162,7 +162,7 @@ def _documents(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
-    found: Mapping[str, Sequence[Sequence[object]]],
+    places_of: Mapping[str, Sequence[Sequence[object]]],
     wanted: Mapping[str, int],
 ) -> Iterator[tuple[str, list[int]]]:
     """Documents as tokens, in a random order, each with the part that it is for; until twice as many places are found
@@ -172,5 +172,5 @@ def _documents(
         documents = list(islice(source.documents(role), MOST_DOCUMENTS))
         for place, i in enumerate(np.random.default_rng(seed).permutation(len(documents)).tolist()):
             part = "test" if role == "eval" else "pairs" if place % 5 else "validation"
-            if min(map(len, found[part])) < 2 * wanted[part]:
+            if min(map(len, places_of[part])) < 2 * wanted[part]:
                 yield part, list(tokenizer(documents[i].text)["input_ids"])

@@ -1,13 +1,14 @@
-"""What steering does to answers: log-probabilities of both answers for every vector, layer and multiplier, and
-intervals by bootstrap."""
+"""What steering does to answers: log-probabilities of both answers for every vector, layer and multiplier."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from lens_rnn.errors import ConfigError
+from lens_rnn.intervals import Estimate, estimate, row_weights
 from lens_rnn.models import Forward, ModelAdapter, RecurrentState
-from lens_rnn.steering.apply import checked_layers, steer, steer_state
+from lens_rnn.models.inputs import checked_layers
+from lens_rnn.steering.apply import steer, steer_state
 from lens_rnn.steering.pairs import Question
 from lens_rnn.steering.vectors import SteeringVectors
 
@@ -27,14 +28,6 @@ class Edit(NamedTuple):
     vectors: SteeringVectors
     target: Target
     layer: int
-
-
-class Interval(NamedTuple):
-    """An estimate and the limits of its 95 % bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +57,7 @@ class Scores:
 
 
 @torch.no_grad()
-def measure(
+def score_answers(
     adapter: ModelAdapter,
     questions: Sequence[Question],
     edits: Sequence[Edit],
@@ -77,8 +70,7 @@ def measure(
     multipliers at once, its residual stream steered, or the state before it, or both. A model without recurrent state
     reads the whole question for each edit.
     """
-    for edit in edits:
-        checked_layers(adapter, edit.layer)
+    checked_layers(adapter, [edit.layer for edit in edits])
     times = torch.tensor(multipliers, dtype=torch.float32, device=adapter.device)
     log_p = np.empty((len(edits), len(multipliers), len(questions), 2))
     for q, question in enumerate(questions):
@@ -137,37 +129,19 @@ def edits_of(
     state the residual stream alone; of a trivial layer, unless it is named, the state alone, because adding to the
     final norm's input is a bias on logits.
     """
-    checked_layers(adapter, layers)
-    with_residual = set(layers or adapter.fitted_layers)
-    with_state = set(layers or range(adapter.n_layers)) & set(vectors.state_layers)
+    named = checked_layers(adapter, layers) if layers else None
+    with_residual = set(named or adapter.fitted_layers)
+    with_state = set(named or range(adapter.n_layers)) & set(vectors.state_layers)
     at = {"residual": with_residual, "state": with_state, "both": with_residual & with_state}
     return [Edit(vectors, target, layer) for target in targets for layer in sorted(at[target])]
 
 
-# --- bootstrap over questions -----------------------------------------------------------------------------------------
-
-
-def mean_interval(values: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
-    """The mean of values (questions) and its 95 % percentile interval over resampled questions."""
-    means = values[_resampled(len(values), draws, seed)].mean(1)
-    return Interval(float(values.mean()), *_limits(means))
-
-
-def beyond_interval(values: np.ndarray, controls: np.ndarray, draws: int = 2000, seed: int = 0) -> Interval:
+def beyond_controls(values: np.ndarray, controls: np.ndarray) -> Estimate:
     """How far the mean of values (questions) lies beyond the largest of the controls (controls, questions), whatever
     their sign.
 
     The largest is taken anew in every resample: an interval above 0 is an effect that no control has.
     """
-    rows = _resampled(len(values), draws, seed)
-    best = np.abs(controls[:, rows].mean(-1)).max(0)  # (draws)
-    return Interval(float(values.mean() - np.abs(controls.mean(-1)).max()), *_limits(values[rows].mean(1) - best))
-
-
-def _resampled(count: int, draws: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(count, size=(draws, count))
-
-
-def _limits(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
+    weights = row_weights(len(values)) / len(values)
+    largest = np.abs(weights @ controls.T).max(1)  # (draws)
+    return estimate(values.mean() - np.abs(controls.mean(-1)).max(), weights @ values - largest)

@@ -8,20 +8,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ConfigError
+from lens_rnn.intervals import Estimate
 from lens_rnn.models import ModelAdapter
 from lens_rnn.steering.contrasts import Contrast
-from lens_rnn.steering.evaluation import (
-    TARGETS,
-    Edit,
-    Interval,
-    Scores,
-    Target,
-    beyond_interval,
-    edits_of,
-    measure,
-)
+from lens_rnn.steering.evaluation import TARGETS, Edit, Scores, Target, beyond_controls, edits_of, score_answers
 from lens_rnn.steering.pairs import Question
-from lens_rnn.steering.vectors import Fitted, Method, SteeringVectors, fit_vectors
+from lens_rnn.steering.vectors import Fitted, Method, SteeringVectors, VectorConfig, fit_vectors
 
 import numpy as np
 
@@ -61,6 +53,17 @@ class ExperimentConfig:
             raise ConfigError(f"controls is {self.controls}; an effect needs at least 1 to be held against")
 
     @property
+    def vectors(self) -> VectorConfig:
+        """How the vectors are made."""
+        return VectorConfig(
+            method=self.method,
+            states=self.targets != ("residual",),
+            shrinkage=self.shrinkage,
+            shuffles=self.controls,
+            seed=self.seed,
+        )
+
+    @property
     def strengths(self) -> tuple[float, ...]:
         """Multipliers above 0 that are there in both signs."""
         return tuple(m for m in sorted(set(self.multipliers)) if m > 0 and -m in self.multipliers)
@@ -88,10 +91,10 @@ class Outcome(NamedTuple):
         """(questions)"""
         return self.test.matching[2] - self.test.matching[0]
 
-    def beyond(self, control: str) -> Interval:
+    def beyond(self, control: str) -> Estimate:
         """How far the mean range lies beyond the largest of the control's."""
         matching = self.controls[control].matching
-        return beyond_interval(self.ranges, matching[:, 1] - matching[:, 0])
+        return beyond_controls(self.ranges, matching[:, 1] - matching[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -118,21 +121,12 @@ def run_experiment(
 ) -> Experiment:
     """The whole of it. on_question is told the validation and test questions done.
 
-    Raises what `fit_vectors` and `measure` raise.
+    Raises what `fit_vectors` and `score_answers` raise.
     """
-    fitted = fit_vectors(
-        adapter,
-        contrast.pairs,
-        method=config.method,
-        states=config.targets != ("residual",),
-        shrinkage=config.shrinkage,
-        shuffles=config.controls,
-        seed=config.seed,
-        about=contrast.about,
-    )
+    fitted = fit_vectors(adapter, contrast.pairs, config.vectors, contrast.about)
     edits = edits_of(adapter, fitted.vectors, config.targets, config.layers)
     validation, test = (
-        measure(adapter, q, edits, config.multipliers, on_question) for q in (contrast.validation, contrast.test)
+        score_answers(adapter, q, edits, config.multipliers, on_question) for q in (contrast.validation, contrast.test)
     )
     outcomes = {}
     for target in config.targets:
@@ -169,8 +163,8 @@ def choose(
         for m in config.strengths
         if edit.target == target
     ]
-    sensible = [one for one in tried if one[1] <= config.most_nonsense]
-    *_, index, multiplier = max(sensible) if sensible else min(tried, key=lambda one: one[1])
+    sensible = [attempt for attempt in tried if attempt[1] <= config.most_nonsense]
+    *_, index, multiplier = max(sensible) if sensible else min(tried, key=lambda attempt: attempt[1])
     return index, multiplier, bool(sensible)
 
 
@@ -186,9 +180,9 @@ def _against_controls(
     edit, times = outcome.edit, (-outcome.multiplier, 0.0, outcome.multiplier)
     random = [fitted.vectors.random(config.seed + i) for i in range(config.controls)]
     edits = [edit._replace(vectors=vectors) for vectors in (*random, *fitted.shuffled)]
-    scores = measure(adapter, contrast.test, edits, (times[0], times[2]))
+    scores = score_answers(adapter, contrast.test, edits, (times[0], times[2]))
     return outcome._replace(
         controls={"random": scores[: len(random)], "shuffled": scores[len(random) :]},
-        swapped=measure(adapter, contrast.swapped, [edit], times)[0] if contrast.swapped else None,
-        capability={name: measure(adapter, questions, [edit], times)[0] for name, questions in capability.items()},
+        swapped=score_answers(adapter, contrast.swapped, [edit], times)[0] if contrast.swapped else None,
+        capability={name: score_answers(adapter, asked, [edit], times)[0] for name, asked in capability.items()},
     )

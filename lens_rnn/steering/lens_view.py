@@ -41,7 +41,7 @@ def latent_effect(
     kl = np.zeros_like(log_odds)
     for q, question in enumerate(questions):
         forward = Prefix.of(adapter, question.ids, len(times)).finish(adapter, edit, times)
-        for row, log_p in enumerate(_readings(adapter, lens, forward)):  # (1 + multipliers, vocab)
+        for row, log_p in enumerate(_log_probabilities(adapter, lens, forward)):  # (1 + multipliers, vocab)
             odds = log_p[:, question.matching] - log_p[:, question.other]
             log_odds[row, :, q] = (odds[1:] - odds[0]).cpu()
             kl[row, :, q] = (log_p[0].exp() * (log_p[0] - log_p[1:])).sum(-1).cpu()
@@ -49,7 +49,7 @@ def latent_effect(
     return LatentEffect(layers=layers, depths=depths, log_odds=log_odds, kl=kl)
 
 
-def _readings(adapter: ModelAdapter, lens: TunedLens, forward: Forward) -> list[Tensor]:
+def _log_probabilities(adapter: ModelAdapter, lens: TunedLens, forward: Forward) -> list[Tensor]:
     """ln q (batch, vocab), float64, at the last token: of each layer that is not trivial, then of the model."""
     logits = [lens(forward.hidden_states[layer][:, -1], layer) for layer in adapter.fitted_layers]
     logits.append(adapter.logits(forward.final[:, -1]))
@@ -74,9 +74,7 @@ def read_vector(lens: TunedLens, vector: Tensor, layer: int, mean: Tensor) -> Te
     """
     device = lens.unembed.unembedding.weight.device
     h, v = mean.to(device), vector.to(device)
-    z = lens.transform_hidden(
-        h, layer
-    )  # (d_model): z̄, the mean of the translated states, because a translator is affine
+    z = lens.transform_hidden(h, layer)  # (d_model): z̄, the mean of translated states: a translator is affine
     along = v + v @ lens[layer].weight.T
     moved = torch.autograd.functional.jvp(lens.unembed.normed, z, along)[1]  # (d_model): J (I + W) v
     head = lens.unembed.unembedding.weight

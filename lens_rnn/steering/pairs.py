@@ -167,8 +167,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 def letter(answer: str) -> str | None:
     """ "A" of "(A)"; None for an answer in words."""
-    found = _LETTER.fullmatch(answer)
-    return found[1] if found else None
+    match = _LETTER.fullmatch(answer)
+    return match[1] if match else None
 
 
 def swapped(item: Item) -> Item | None:
@@ -178,11 +178,11 @@ def swapped(item: Item) -> Item | None:
     None where the options cannot be told apart: answers in words, or no line that starts with each letter.
     """
     letters = letter(item.matching), letter(item.other)
-    starts = [(found[1], found.end()) for found in _OPTION.finditer(item.question)]
+    starts = [(option[1], option.end()) for option in _OPTION.finditer(item.question)]
     names = [name for name, _ in starts]
     if None in letters or any(names.count(str(name)) != 1 for name in letters):
         return None
-    ends = [*(found.start() for found in _OPTION.finditer(item.question)), len(item.question)][1:]
+    ends = [*(option.start() for option in _OPTION.finditer(item.question)), len(item.question)][1:]
     spans = {name: (start, end) for (name, start), end in zip(starts, ends, strict=True)}
     (a, b), (c, d) = sorted(spans[str(name)] for name in letters)
     first, second = item.question[a:b], item.question[c:d]
@@ -200,7 +200,7 @@ def balanced(items: Sequence[Item]) -> list[Item]:
     Items that cannot be swapped are left out, with a warning that counts them. Raises DataError if none is left.
     """
     both = [(item, swapped(item)) for item in items]
-    kept = [one for item, other in both if other is not None for one in (item, other)]
+    kept = [version for item, other in both if other is not None for version in (item, other)]
     if not kept:
         raise DataError("no item has options whose letters could be swapped; leave letters unbalanced")
     if left_out := sum(other is None for _, other in both):
@@ -210,7 +210,7 @@ def balanced(items: Sequence[Item]) -> list[Item]:
 
 def warn_of_letters(items: Sequence[Item]) -> None:
     """Say so where one letter is right so often that a vector will carry a bias to it."""
-    letters = [found for item in items if (found := letter(item.matching))]
+    letters = [name for item in items if (name := letter(item.matching))]
     for name in sorted(set(letters)):
         if letters.count(name) > 0.55 * len(items):
             share = letters.count(name) / len(items)

@@ -4,15 +4,16 @@ lens's view."""
 from collections.abc import Mapping
 from pathlib import Path
 
-from lens_rnn.evaluation.plots import BLACK, GREY, PALE, X_LIMITS, write_png
+from lens_rnn.drawing import BLACK, GREY, PALE, new_figure, save_png
+from lens_rnn.evaluation.canvas import X_LIMITS
+from lens_rnn.intervals import mean_estimate
 from lens_rnn.models import ModelAdapter
-from lens_rnn.steering.evaluation import Target, mean_interval
+from lens_rnn.steering.evaluation import Target
 from lens_rnn.steering.experiment import Experiment
 from lens_rnn.steering.lens_view import LatentEffect
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 COLOURS: Mapping[Target, str] = {"residual": "#0072B2", "state": "#E69F00", "both": "#007A5A"}
@@ -24,15 +25,19 @@ def plot_experiment(
     experiment: Experiment, adapter: ModelAdapter, path: Path, latent: Mapping[Target, LatentEffect] | None = None
 ) -> None:
     """Write the PNG. latent: what the lens reads at +multiplier, its last multiplier, for a fourth panel."""
-    write_png(experiment_figure(experiment, adapter, latent or {}), path)
+    save_png(experiment_figure(experiment, adapter, latent or {}), path)
 
 
 def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Mapping[Target, LatentEffect]) -> Figure:
     """Three panels, or four with the lens's view. Bands and bars have 95 % bootstrap intervals over the test
     questions."""
     shape = (2, 2) if latent else (1, 3)
-    figure = Figure(figsize=(9.6, 7.4) if latent else (13, 3.9), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    title = (
+        f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {len(experiment.contrast.test)} "
+        "held-out questions"
+    )
+    width, height = (9.6, 7.4) if latent else (13, 3.9)
+    figure = new_figure(width, height, title)
     places = figure.subplots(*shape).flatten()
     _against_multiplier(places[0], experiment)
     _against_layer(places[1], experiment, adapter)
@@ -46,11 +51,6 @@ def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Map
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
     places[0].legend(frameon=False, fontsize=9)
-    title = (
-        f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {len(experiment.contrast.test)} "
-        "held-out questions"
-    )
-    figure.suptitle(title, fontsize=12, fontweight="bold", x=0.01, ha="left").set_parse_math(False)
     return figure
 
 
@@ -61,7 +61,7 @@ def _against_multiplier(axes: Axes, experiment: Experiment) -> None:
     zero = experiment.config.multipliers.index(0)
     for target, outcome in experiment.outcomes.items():
         matching = experiment.test[experiment.edits.index(outcome.edit)].matching  # (multipliers, questions)
-        changes = [mean_interval(row - matching[zero]) for row in matching[order]]
+        changes = [mean_estimate(row - matching[zero]) for row in matching[order]]
         axes.plot(
             multipliers, [c.value for c in changes], MARKERS[target] + "-", color=COLOURS[target], ms=4, label=target
         )
@@ -83,7 +83,7 @@ def _against_layer(axes: Axes, experiment: Experiment, adapter: ModelAdapter) ->
         low, high = (experiment.config.multipliers.index(m) for m in (-outcome.multiplier, outcome.multiplier))
         rows = [e for e, edit in enumerate(experiment.edits) if edit.target == target]
         depths = [adapter.depth(experiment.edits[e].layer) for e in rows]
-        ranges = [mean_interval(experiment.test[e, high].matching - experiment.test[e, low].matching) for e in rows]
+        ranges = [mean_estimate(experiment.test[e, high].matching - experiment.test[e, low].matching) for e in rows]
         axes.plot(depths, [r.value for r in ranges], MARKERS[target] + "-", color=COLOURS[target], ms=4)
         axes.fill_between(
             depths, [r.low for r in ranges], [r.high for r in ranges], color=COLOURS[target], alpha=0.18, linewidth=0
@@ -101,7 +101,7 @@ def _against_layer(axes: Axes, experiment: Experiment, adapter: ModelAdapter) ->
 def _beside_controls(axes: Axes, experiment: Experiment) -> None:
     """Range of each target with its interval, and each control's."""
     for i, (target, outcome) in enumerate(experiment.outcomes.items()):
-        spread = mean_interval(outcome.ranges)
+        spread = mean_estimate(outcome.ranges)
         limits = [[spread.value - spread.low], [spread.high - spread.value]]
         axes.bar(i, spread.value, 0.55, color=COLOURS[target], alpha=0.85)
         axes.errorbar(i, spread.value, limits, color=BLACK, capsize=4, linewidth=1.2)
@@ -128,7 +128,7 @@ def _beside_controls(axes: Axes, experiment: Experiment) -> None:
 def _latent(axes: Axes, latent: Mapping[Target, LatentEffect]) -> None:
     """Change of the lens's log-odds at +multiplier, the last one that was read."""
     for target, effect in latent.items():
-        rows = [mean_interval(row) for row in effect.log_odds[:, -1]]
+        rows = [mean_estimate(row) for row in effect.log_odds[:, -1]]
         axes.plot(effect.depths, [r.value for r in rows], MARKERS[target] + "-", color=COLOURS[target], ms=4)
         axes.fill_between(
             effect.depths, [r.low for r in rows], [r.high for r in rows], color=COLOURS[target], alpha=0.18, linewidth=0

@@ -3,14 +3,117 @@
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lens_rnn.evaluation.tokens import token_reader
+from lens_rnn.intervals import Estimate, mean_estimate
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
-from lens_rnn.steering.evaluation import Interval, Scores, Target, mean_interval
+from lens_rnn.reports import read_report, to_json, write_report
+from lens_rnn.steering.evaluation import Scores, Target
 from lens_rnn.steering.experiment import Experiment, Outcome
 from lens_rnn.steering.lens_view import LatentEffect, latent_effect, mean_hidden, read_vector, top_tokens
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Means over questions; the first three at −multiplier, 0 and +multiplier."""
+
+    matching: tuple[Estimate, ...]
+    nonsense: tuple[Estimate, ...]
+    log_odds: tuple[Estimate, ...]
+    range: Estimate
+    """Matching at +multiplier less at −multiplier."""
+
+    @classmethod
+    def of(cls, scores: Scores) -> "Shares":
+        """Of log_p (3, questions, 2)."""
+        matching, nonsense, log_odds = (
+            tuple(mean_estimate(values) for values in part)
+            for part in (scores.matching, scores.nonsense, scores.log_odds)
+        )
+        spread = mean_estimate(scores.matching[2] - scores.matching[0])
+        return cls(matching=matching, nonsense=nonsense, log_odds=log_odds, range=spread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlReport:
+    """Vectors that should have no effect."""
+
+    ranges: tuple[float, ...]
+    effect_beyond: Estimate
+    """How far the range lies beyond the largest of these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReport:
+    """What the lens reads downstream, as means over the questions: (rows, multipliers)."""
+
+    layers: tuple[int | str, ...]
+    """Of each row; the last is "model"."""
+    depths: tuple[float, ...]
+    multipliers: tuple[float, ...]
+    log_odds_change: tuple[tuple[float, ...], ...]
+    kl: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorReading:
+    """The tokens that the residual vector of a layer promotes and suppresses, read through the lens."""
+
+    layer: int
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
+    answers: Mapping[str, float]
+    """Logits that a step along it adds: "matching", "other", of the first question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetReport:
+    """What steering one target does, at the layer and multiplier that validation chose."""
+
+    layer: int
+    depth: float
+    multiplier: float
+    within_nonsense: bool
+    test: Shares
+    controls: Mapping[str, ControlReport]
+    significant: bool
+    """Whether the effect is beyond every control, interval and all."""
+    options_swapped: Shares | None
+    accuracy: Mapping[str, tuple[Estimate, ...]]
+    """Of questions of knowledge, by sample, at −multiplier, 0 and +multiplier."""
+    latent: LatentReport | None = None
+    vector_reading: VectorReading | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringReport:
+    """steering.json."""
+
+    contrast: str
+    model: str
+    pairs: int
+    questions: Mapping[str, int]
+    """How many, for validation and test."""
+    vectors: Mapping[str, Any]
+    """What it takes to make them again."""
+    multipliers: tuple[float, ...]
+    targets: Mapping[str, TargetReport]
+    lens: str | None
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all."""
+        write_report(path, to_json(self), FORMAT)
+
+    @classmethod
+    def read(cls, path: Path) -> "SteeringReport":
+        """Raises ArtifactError for a file that is no such report."""
+        return read_report(path, cls, FORMAT)
 
 
 def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens) -> dict[Target, LatentEffect]:
@@ -29,127 +132,99 @@ def summary(
     adapter: ModelAdapter,
     lens: TunedLens | None = None,
     latent: Mapping[Target, LatentEffect] | None = None,
-) -> dict[str, Any]:
-    """JSON-ready: what each target does on the test questions, with 95 % intervals, beside its controls; and what a
-    lens sees of it."""
-    targets = {target: _summary(outcome, adapter) for target, outcome in experiment.outcomes.items()}
+    lens_name: str | None = None,
+) -> SteeringReport:
+    """What each target does on the test questions, with 95 % intervals, beside its controls; and what a lens sees of
+    it."""
+    targets: dict[str, TargetReport] = {}
     for target, outcome in experiment.outcomes.items():
-        if latent and target in latent:
-            targets[target]["latent"] = _latent(latent[target], outcome)
-        if lens and target != "state":
-            targets[target]["vector_reading"] = _vector_reading(experiment, adapter, lens, outcome.edit.layer)
-    return {
-        "contrast": experiment.contrast.name,
-        "model": adapter.name,
-        "pairs": len(experiment.contrast.pairs),
-        "questions": {"validation": len(experiment.contrast.validation), "test": len(experiment.contrast.test)},
-        "vectors": dict(experiment.vectors.about),
-        "multipliers": list(experiment.config.multipliers),
-        "targets": targets,
-    }
+        controls = {name: _control(outcome, name) for name in outcome.controls}
+        targets[target] = TargetReport(
+            layer=outcome.edit.layer,
+            depth=adapter.depth(outcome.edit.layer),
+            multiplier=outcome.multiplier,
+            within_nonsense=outcome.within_nonsense,
+            test=Shares.of(outcome.test),
+            controls=controls,
+            significant=all(control.effect_beyond.low > 0 for control in controls.values()),
+            options_swapped=None if outcome.swapped is None else Shares.of(outcome.swapped),
+            accuracy={
+                name: tuple(mean_estimate((row > 0).astype(float)) for row in scores.log_odds)
+                for name, scores in outcome.capability.items()
+            },
+            latent=_latent(latent[target], outcome) if latent and target in latent else None,
+            vector_reading=(
+                _vector_reading(experiment, adapter, lens, outcome.edit.layer) if lens and target != "state" else None
+            ),
+        )
+    contrast = experiment.contrast
+    return SteeringReport(
+        contrast=contrast.name,
+        model=adapter.name,
+        pairs=len(contrast.pairs),
+        questions={"validation": len(contrast.validation), "test": len(contrast.test)},
+        vectors=dict(experiment.vectors.about),
+        multipliers=experiment.config.multipliers,
+        targets=targets,
+        lens=lens_name,
+    )
 
 
-def _summary(outcome: Outcome, adapter: ModelAdapter) -> dict[str, Any]:
-    def shares(scores: Scores) -> dict[str, Any]:
-        """Means and intervals at −multiplier, 0 and +multiplier."""
-        return {
-            name: [_json(mean_interval(values)) for values in getattr(scores, name)]
-            for name in ("matching", "nonsense", "log_odds")
-        } | {"range": _json(mean_interval(scores.matching[2] - scores.matching[0]))}
-
-    controls = {
-        name: {
-            "ranges": (scores.matching[:, 1] - scores.matching[:, 0]).mean(-1).tolist(),
-            "effect_beyond": _json(outcome.beyond(name)),
-        }
-        for name, scores in outcome.controls.items()
-    }
-    accuracy = {
-        name: [_json(mean_interval((row > 0).astype(float))) for row in scores.log_odds]
-        for name, scores in outcome.capability.items()
-    }
-    return {
-        "layer": outcome.edit.layer,
-        "depth": adapter.depth(outcome.edit.layer),
-        "multiplier": outcome.multiplier,
-        "within_nonsense": outcome.within_nonsense,
-        "test": shares(outcome.test),
-        "controls": controls,
-        "significant": all(control["effect_beyond"]["low"] > 0 for control in controls.values()),
-        "options_swapped": None if outcome.swapped is None else shares(outcome.swapped),
-        "accuracy": accuracy,
-    }
+def _control(outcome: Outcome, name: str) -> ControlReport:
+    matching = outcome.controls[name].matching
+    ranges = (matching[:, 1] - matching[:, 0]).mean(-1)
+    return ControlReport(ranges=tuple(ranges.tolist()), effect_beyond=outcome.beyond(name))
 
 
-def _json(interval: Interval) -> dict[str, float]:
-    return interval._asdict()
+def _latent(effect: LatentEffect, outcome: Outcome) -> LatentReport:
+    return LatentReport(
+        layers=(*effect.layers, "model"),
+        depths=tuple(effect.depths.tolist()),
+        multipliers=(-outcome.multiplier, outcome.multiplier),
+        log_odds_change=tuple(map(tuple, effect.log_odds.mean(-1).tolist())),
+        kl=tuple(map(tuple, effect.kl.mean(-1).tolist())),
+    )
+
+
+def _vector_reading(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens, layer: int) -> VectorReading:
+    questions = experiment.contrast.test
+    reading = read_vector(lens, experiment.vectors.residual(layer), layer, mean_hidden(adapter, questions, layer))
+    promoted, suppressed = top_tokens(reading)
+    read, question = token_reader(adapter.tokenizer), questions[0]
+    return VectorReading(
+        layer=layer,
+        promoted=tuple(map(read, promoted)),
+        suppressed=tuple(map(read, suppressed)),
+        answers={"matching": float(reading[question.matching]), "other": float(reading[question.other])},
+    )
+
+
+_COLUMNS = ("split", "target", "layer", "depth", "multiplier", "matching", "matching_low", "matching_high", "nonsense")
 
 
 def table(experiment: Experiment, adapter: ModelAdapter) -> str:
     """steering.csv: a row for every split, target, layer and multiplier; means over the questions."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        [
-            "split",
-            "target",
-            "layer",
-            "depth",
-            "multiplier",
-            "matching",
-            "matching_low",
-            "matching_high",
-            "nonsense",
-            "log_odds",
-        ]
-    )
+    rows.writerow([*_COLUMNS, "log_odds"])
     for split, scores in (("validation", experiment.validation), ("test", experiment.test)):
         for e, edit in enumerate(experiment.edits):
             for m, multiplier in enumerate(experiment.config.multipliers):
-                one = scores[e, m]
-                matching = mean_interval(one.matching, draws=500)
+                cell = scores[e, m]
                 where = [split, edit.target, edit.layer, adapter.depth(edit.layer), multiplier]
-                rows.writerow([*where, *matching, one.nonsense.mean(), one.log_odds.mean()])
+                rows.writerow([*where, *mean_estimate(cell.matching), cell.nonsense.mean(), cell.log_odds.mean()])
     return text.getvalue()
 
 
-def brief(experiment: Experiment) -> str:
+def brief(report: SteeringReport) -> str:
     """A line for each target: what a person wants to know first."""
-    lines = [
-        f"{experiment.contrast.name}: share of the matching answer on {len(experiment.contrast.test)} test questions"
-    ]
-    for target, outcome in experiment.outcomes.items():
-        low, middle, high = outcome.test.matching.mean(-1)
-        spread = mean_interval(outcome.ranges)
-        beyond = [outcome.beyond(control) for control in outcome.controls]
-        verdict = "beyond every control" if all(one.low > 0 for one in beyond) else "not beyond its controls"
+    lines = [f"{report.contrast}: share of the matching answer on {report.questions['test']} test questions"]
+    for name, target in report.targets.items():
+        low, middle, high = (share.value for share in target.test.matching)
+        spread = target.test.range
+        verdict = "beyond every control" if target.significant else "not beyond its controls"
         lines.append(
-            f"  {target:8} layer {outcome.edit.layer}, ±{outcome.multiplier:g}: {low:.3f} ← {middle:.3f} → {high:.3f}, "
+            f"  {name:8} layer {target.layer}, ±{target.multiplier:g}: {low:.3f} ← {middle:.3f} → {high:.3f}, "
             f"range {spread.value:+.3f} [{spread.low:+.3f}, {spread.high:+.3f}], {verdict}"
         )
     return "\n".join(lines)
-
-
-def _latent(effect: LatentEffect, outcome: Outcome) -> dict[str, Any]:
-    """What the lens reads downstream, as means over the questions."""
-    return {
-        "layers": [*effect.layers, "model"],
-        "depths": effect.depths.tolist(),
-        "multipliers": [-outcome.multiplier, outcome.multiplier],
-        "log_odds_change": effect.log_odds.mean(-1).tolist(),
-        "kl": effect.kl.mean(-1).tolist(),
-    }
-
-
-def _vector_reading(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens, layer: int) -> dict[str, Any]:
-    """The tokens that the residual vector of a layer promotes and suppresses, read through the lens."""
-    questions = experiment.contrast.test
-    reading = read_vector(lens, experiment.vectors.residual(layer), layer, mean_hidden(adapter, questions, layer))
-    up, down = top_tokens(reading)
-    read, question = token_reader(adapter.tokenizer), questions[0]
-    return {
-        "layer": layer,
-        "promoted": [read(i) for i in up],
-        "suppressed": [read(i) for i in down],
-        "answers": {"matching": float(reading[question.matching]), "other": float(reading[question.other])},
-    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 from lens_rnn.artifacts import sha256_of
+from lens_rnn.directions import PairSums, discriminant, logistic, shrunk
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError
 from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
@@ -37,24 +38,17 @@ class SteeringVectors:
 
     def residual(self, layer: int) -> Tensor:
         """(d_model). Raises ConfigError if there is none for this layer."""
-        return self._of(RESIDUAL, layer)
+        if f"{RESIDUAL}.{layer}" not in self.tensors:
+            raise ConfigError(f"there is no steering vector for the {RESIDUAL} of layer {layer}")
+        return self.tensors[f"{RESIDUAL}.{layer}"]
 
     def state(self, layer: int) -> dict[str, Tensor]:
         """The state's vectors of a block, by name. Raises ConfigError if there are none."""
-        found = {
-            name: t
-            for key, t in self.tensors.items()
-            for name, at in [key.split(".")]
-            if name != RESIDUAL and at == str(layer)
-        }
-        if not found:
+        names = [name for name, at in (key.split(".") for key in self.tensors) if at == str(layer)]
+        tensors = {name: self.tensors[f"{name}.{layer}"] for name in names if name != RESIDUAL}
+        if not tensors:
             raise ConfigError(f"there is no steering vector for the recurrent state of layer {layer}")
-        return found
-
-    def _of(self, name: str, layer: int) -> Tensor:
-        if f"{name}.{layer}" not in self.tensors:
-            raise ConfigError(f"there is no steering vector for the {name} of layer {layer}")
-        return self.tensors[f"{name}.{layer}"]
+        return tensors
 
     @property
     def state_layers(self) -> tuple[int, ...]:
@@ -75,7 +69,7 @@ class SteeringVectors:
         write_atomically(path, lambda file: file.write(data))
 
     @classmethod
-    def load(cls, path: Path | str, adapter: ModelAdapter) -> Self:
+    def load(cls, adapter: ModelAdapter, path: Path | str) -> Self:
         """Read vectors that were made for this model. Raises ArtifactError if they cannot be read or were made for
         another."""
         try:
@@ -122,68 +116,87 @@ class Fitted(NamedTuple):
     shuffled: list[SteeringVectors]
 
 
+@dataclass(frozen=True, kw_only=True)
+class VectorConfig:
+    """How vectors are made of the states at the last tokens of pairs."""
+
+    method: Method = "mean"
+    """"mean", the mean difference (Rimsky et al. 2023, arXiv 2312.06681); "lda", Σ⁻¹ times it, Σ the within-class
+    covariance; "logistic", the weights of an L2-regularised logistic regression, for the residual stream only. The
+    last two are scaled to the norm of the mean difference, so that a multiplier means the same for all."""
+    states: bool = True
+    """Also for every tensor of the recurrent state."""
+    shrinkage: float = 0.1
+    """Of Σ towards its mean diagonal, for lda."""
+    shuffles: int = 0
+    """Vectors from shuffled labels, as controls."""
+    seed: int = 0
+    """Of the shuffles."""
+    batch_size: int = 16
+    """Pairs in a pass."""
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise ConfigError(f"method {self.method!r} is unknown; choose from {', '.join(get_args(Method))}")
+        if not 0 <= self.shrinkage <= 1:
+            raise ConfigError(f"shrinkage is {self.shrinkage}; it must be between 0 and 1")
+        if self.states and self.method == "logistic":
+            raise ConfigError(
+                "logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda"
+            )
+
+
 @torch.no_grad()
 def fit_vectors(
     adapter: ModelAdapter,
     pairs: Sequence[Pair],
-    *,
-    method: Method = "mean",
-    states: bool = True,
-    shrinkage: float = 0.1,
-    shuffles: int = 0,
-    seed: int = 0,
-    batch_size: int = 16,
+    config: VectorConfig | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Vectors for every layer from the states at the last tokens of `pairs`.
 
-    method: "mean", the mean difference (Rimsky et al. 2023, arXiv 2312.06681); "lda", Σ⁻¹ times it, Σ the within-class
-    covariance shrunk by `shrinkage` towards its mean diagonal; "logistic", the weights of an L2-regularised logistic
-    regression. The last two are scaled to the norm of the mean difference, so that a multiplier means the same for all.
     Σ is whole for the residual stream, n_layers · d_model² float64 numbers, and diagonal for state tensors, which are
-    large. "logistic" holds the residual states of all pairs, and has no vectors for states.
-    states: also for every tensor of the recurrent state. batch_size: pairs in a pass.
+    large. "logistic" holds the residual states of all pairs.
+    about: what else the vectors' metadata should say.
 
-    Raises DataError for no pairs or an empty text, ConfigError for settings that cannot be used, FitError for a
+    Raises DataError for no pairs or an empty text, ConfigError for a model without the states asked for, FitError for a
     singular Σ.
     """
-    _check(adapter, pairs, method, states, shrinkage)
-    signs = _labellings(len(pairs), shuffles, seed)  # (1 + shuffles, pairs)
-    sums: dict[str, _Sums] = {}
-    for rows, positive, negative in _read_pairs(adapter, pairs, states, batch_size):
+    config = config or VectorConfig()
+    _check(adapter, pairs, config)
+    signs = _labellings(len(pairs), config.shuffles, config.seed)  # (1 + shuffles, pairs)
+    sums: dict[str, PairSums] = {}
+    shapes: dict[str, torch.Size] = {}
+    kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for rows, positive, negative in _read_pairs(adapter, pairs, config):
         for key in positive:
+            a, b = positive[key].flatten(1), negative[key].flatten(1)
             if key not in sums:
-                sums[key] = _Sums(positive[key][0], len(signs), method, whole=key.startswith(RESIDUAL))
-            sums[key].add(positive[key], negative[key], signs[:, rows])
-    made = [{key: s.direction(i, method, shrinkage, key) for key, s in sums.items()} for i in range(len(signs))]
-    said = (
-        model_identity(adapter)
-        | {"method": method, "pairs": len(pairs), "data_sha256": data_sha256(pairs)}
-        | dict(about or {})
-    )
-    said |= {"shrinkage": shrinkage} if method == "lda" else {}
-    real = SteeringVectors(tensors=made[0], about=said)
+                scatter = "whole" if key.startswith(RESIDUAL) else "diagonal"
+                sums[key] = PairSums(a.shape[1], len(signs), scatter if config.method == "lda" else None)
+                shapes[key] = positive[key].shape[1:]
+            sums[key].add(a, b, signs[:, rows])
+            if config.method == "logistic":
+                kept.setdefault(key, []).append((a, b, signs[:, rows]))
+    made = [
+        {key: _direction(key, s, kept.get(key, ()), i, config).reshape(shapes[key]).float() for key, s in sums.items()}
+        for i in range(len(signs))
+    ]
+    facts = model_identity(adapter) | {"method": config.method, "pairs": len(pairs), "data_sha256": data_sha256(pairs)}
+    facts |= dict(about or {}) | ({"shrinkage": config.shrinkage} if config.method == "lda" else {})
     shuffled = [
         SteeringVectors(
             tensors={key: _scaled(t, made[0][key]) for key, t in tensors.items()},
-            about=said | {"control": f"shuffled {seed + i}"},
+            about=facts | {"control": f"shuffled {config.seed + i}"},
         )
         for i, tensors in enumerate(made[1:])
     ]
-    return Fitted(real, shuffled)
+    return Fitted(SteeringVectors(tensors=made[0], about=facts), shuffled)
 
 
-def _check(adapter: ModelAdapter, pairs: Sequence[Pair], method: str, states: bool, shrinkage: float) -> None:
-    if method not in get_args(Method):
-        raise ConfigError(f"method {method!r} is unknown; choose from {', '.join(get_args(Method))}")
-    if not 0 <= shrinkage <= 1:
-        raise ConfigError(f"shrinkage is {shrinkage}; it must be between 0 and 1")
-    if states and not adapter.has_state:
+def _check(adapter: ModelAdapter, pairs: Sequence[Pair], config: VectorConfig) -> None:
+    if config.states and not adapter.has_state:
         raise ConfigError(f"{adapter.no_state}; steer the residual stream alone")
-    if states and method == "logistic":
-        raise ConfigError(
-            "logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda"
-        )
     if not pairs:
         raise DataError("there are no contrastive pairs; a steering vector needs at least one")
     if any(not pair.positive or not pair.negative for pair in pairs):
@@ -200,14 +213,15 @@ def _labellings(pairs: int, shuffles: int, seed: int) -> Tensor:
 
 
 def _read_pairs(
-    adapter: ModelAdapter, pairs: Sequence[Pair], states: bool, batch_size: int
+    adapter: ModelAdapter, pairs: Sequence[Pair], config: VectorConfig
 ) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
     """States at the last tokens of both sides of some pairs at a time, and which pairs they are; alike lengths go
     together."""
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i].positive), len(pairs[i].negative)))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        read = last_states(adapter, [pairs[i].positive for i in rows] + [pairs[i].negative for i in rows], states)
+    for start in range(0, len(order), config.batch_size):
+        rows = order[start : start + config.batch_size]
+        texts = [pairs[i].positive for i in rows] + [pairs[i].negative for i in rows]
+        read = last_states(adapter, texts, config.states)
         yield rows, {k: t[: len(rows)] for k, t in read.items()}, {k: t[len(rows) :] for k, t in read.items()}
 
 
@@ -249,70 +263,25 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32)
 
 
-class _Sums:
-    """What is needed of the states of one layer: their sums on either side, for several labellings at once, and their
-    scatter, which is the same for all."""
-
-    def __init__(self, like: Tensor, labellings: int, method: Method, whole: bool):
-        self.shape, size = like.shape, like.numel()
-        self.count = 0
-        self.total = torch.zeros(size, dtype=torch.float64)
-        self.difference = torch.zeros(labellings, size, dtype=torch.float64)
-        self.whole = whole
-        self.scatter = torch.zeros((size, size) if whole else (size,), dtype=torch.float64) if method == "lda" else None
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if method == "logistic" else None
-
-    def add(self, positive: Tensor, negative: Tensor, signs: Tensor) -> None:
-        """Take in some pairs, positive and negative (n, …), and which of them each labelling exchanges, signs
-        (labellings, n) of ±1."""
-        a, b = positive.flatten(1).double(), negative.flatten(1).double()
-        self.count += len(a)
-        self.total += a.sum(0) + b.sum(0)
-        self.difference += signs.double() @ (a - b)
-        if self.scatter is not None:
-            self.scatter += a.T @ a + b.T @ b if self.whole else (a * a + b * b).sum(0)
-        if self.kept is not None:
-            self.kept.append((positive.flatten(1), negative.flatten(1), signs))
-
-    def direction(self, labelling: int, method: Method, shrinkage: float, key: str) -> Tensor:
-        """The vector of one labelling, float32, in the shape of the state."""
-        mean = self.difference[labelling] / self.count  # μ₊ − μ₋
-        found = mean
-        if method == "lda":
-            found = self._discriminant(mean, shrinkage, key)
-        elif method == "logistic":
-            found = self._logistic(labelling)
-        return _scaled(found, mean).reshape(self.shape).float()
-
-    def _discriminant(self, mean: Tensor, shrinkage: float, key: str) -> Tensor:
-        """Σ⁻¹(μ₊ − μ₋), Σ = (1 − s) S + s tr(S)/d, S the mean of the two classes' covariances."""
-        centre = self.total / (2 * self.count)
-        scatter = self.scatter
-        assert scatter is not None  # for the type checker: `method` decides both
-        if not self.whole:  # S = E[x²] − centre² − (μ₊ − μ₋)² ÷ 4
-            variance = (scatter / (2 * self.count) - centre**2 - mean**2 / 4).clamp(min=0)
-            shrunk = (1 - shrinkage) * variance + shrinkage * variance.mean()
-            if not bool((shrunk > 0).all()):
-                raise FitError(f"{key}: the within-class variance is 0 somewhere; raise shrinkage or give more pairs")
-            return mean / shrunk
-        within = scatter / (2 * self.count) - torch.outer(centre, centre) - torch.outer(mean, mean) / 4
-        shrunk = (1 - shrinkage) * within + shrinkage * within.diagonal().mean() * torch.eye(
-            len(mean), dtype=torch.float64
-        )
-        factor, failed = torch.linalg.cholesky_ex(shrunk)
-        if int(failed):
-            raise FitError(f"{key}: the within-class covariance is singular; raise shrinkage or give more pairs")
-        return torch.cholesky_solve(mean[:, None], factor)[:, 0]
-
-    def _logistic(self, labelling: int) -> Tensor:
-        from sklearn.linear_model import LogisticRegression
-
-        assert self.kept is not None  # for the type checker: `method` decides both
-        states = torch.cat([torch.cat([a, b]) for a, b, _ in self.kept]).double().numpy()  # (2 · pairs, size)
-        labels = torch.cat([torch.cat([s[labelling], -s[labelling]]) for *_, s in self.kept]).numpy()
-        scale = states.std(0) + np.finfo(np.float64).tiny
-        weights = LogisticRegression(max_iter=1000).fit((states - states.mean(0)) / scale, labels).coef_[0]
-        return torch.from_numpy(weights / scale)
+def _direction(
+    key: str, sums: PairSums, kept: Sequence[tuple[Tensor, Tensor, Tensor]], labelling: int, config: VectorConfig
+) -> Tensor:
+    """The vector (size) of one labelling, float64, with the norm of the mean difference."""
+    difference = sums.difference(labelling)
+    if config.method == "mean":
+        return torch.from_numpy(difference)
+    if config.method == "lda":
+        try:
+            direction = discriminant(difference, shrunk(sums.within(labelling), config.shrinkage))
+        except np.linalg.LinAlgError:
+            raise FitError(
+                f"{key}: the within-class covariance is singular; raise shrinkage or give more pairs"
+            ) from None
+    else:
+        x = torch.cat([torch.cat([a, b]) for a, b, _ in kept]).double().numpy()  # (2 · pairs, size)
+        y = torch.cat([torch.cat([s[labelling], -s[labelling]]) for *_, s in kept]).numpy() > 0
+        direction = logistic(x, y, c=1.0).weight
+    return _scaled(torch.from_numpy(direction), torch.from_numpy(difference))
 
 
 def _scaled(direction: Tensor, like: Tensor) -> Tensor:

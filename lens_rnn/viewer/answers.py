@@ -7,8 +7,8 @@ from html import escape
 from typing import Any, get_args
 
 from lens_rnn.errors import ConfigError, LensRNNError
+from lens_rnn.viewer.cache import ViewerCache
 from lens_rnn.viewer.pictures import cell_tables, heat_map
-from lens_rnn.viewer.readings import Readings
 from lens_rnn.viewer.settings import LENS, Settings
 from lens_rnn.viewer.view_pictures import UNREAD, matrix, relevance_html, tokens_to_pick
 
@@ -30,9 +30,9 @@ Shown = tuple[Any, Any, str, str, str, Any, str, str]
 class Answers:
     """Every answer is made from what is asked alone, so users do not see each other's."""
 
-    def __init__(self, gradio: Any, readings: Readings, opening: Settings) -> None:
+    def __init__(self, gradio: Any, cache: ViewerCache, opening: Settings) -> None:
         self._gradio = gradio
-        self._readings = readings
+        self._cache = cache
         self.opening = opening
         """What the page opens on, and what a link leaves out."""
 
@@ -52,7 +52,7 @@ class Answers:
         """The open tab and the fields as a link says, the last one with what they show."""
         try:
             settings = self._from_query(query)
-            names = self._readings.choice(settings.model).lens_names
+            names = self._cache.choice(settings.model).lens_names
         except LensRNNError as error:
             return self._gradio.skip(), *(getattr(self.opening, name) for name in FIELDS[:-1]), *self._nothing(error)
         fields = [getattr(settings, name) for name in FIELDS[:-1]]
@@ -65,21 +65,21 @@ class Answers:
         """Tables, query and message for a cell of the picture that `query` describes."""
         try:
             settings = replace(self._from_query(query), cell=cell)
-            return cell_tables(self._readings, settings), settings.query(), ""
+            return cell_tables(self._cache, settings), settings.query(), ""
         except LensRNNError as error:
             return "", query, _message(error)
 
     def lenses(self, model: str) -> Any:
         """The choice of lens for another model."""
-        names = self._readings.choice(model).lens_names
+        names = self._cache.choice(model).lens_names
         return self._gradio.Radio(names, value=names[0])
 
     def _settings(self, fields: tuple[Any, ...], before: str | None) -> Settings:
         """What the fields say, with the chosen cell and the picked token if they still belong to it."""
-        said = dict(zip(FIELDS, fields, strict=True))
-        if said["stride"] is None:
+        given = dict(zip(FIELDS, fields, strict=True))
+        if given["stride"] is None:
             raise ConfigError("the layer stride is empty; give a whole number of at least 1")
-        settings = Settings(**said | {"tab": said["tab"] or self.opening.tab, "token": said["token"] or ""})
+        settings = Settings(**given | {"tab": given["tab"] or self.opening.tab, "token": given["token"] or ""})
         earlier = self._from_query(before or "")
         cell = earlier.cell if settings.same(earlier, CELL_OF) else ""
         return replace(settings, cell=cell, token=settings.token if settings.same(earlier, TOKEN_OF) else "")
@@ -96,26 +96,26 @@ class Answers:
         return *part, settings.query(), ""
 
     def _heat_maps(self, settings: Settings) -> Part:
-        pictures = [heat_map(self._readings, settings, side) for side in range(len(settings.texts))]
-        tables = cell_tables(self._readings, settings) if settings.chosen else HINT
-        return pictures[0], self._second(*pictures[1:]), tables, "", "", self._tokens(settings, found=False)
+        pictures = [heat_map(self._cache, settings, side) for side in range(len(settings.texts))]
+        tables = cell_tables(self._cache, settings) if settings.chosen else HINT
+        return pictures[0], self._second(*pictures[1:]), tables, "", "", self._tokens(settings, explained=False)
 
     def _views(self, settings: Settings) -> Part:
         """Both views, or what is in the way of one: a model may have the other alone."""
-        self._readings.text(settings.model)  # a model that is not there is no trouble of a view
-        picture, found = "", True
+        self._cache.text(settings.model)  # a model that is not there is no trouble of a view
+        picture, explained = "", True
         try:
-            said = relevance_html(self._readings, settings)
+            text = relevance_html(self._cache, settings)
         except LensRNNError as error:
-            said, found = _message(error), False
+            text, explained = _message(error), False
         try:
-            picture = matrix(self._readings, settings)
+            picture = matrix(self._cache, settings)
         except LensRNNError as error:
-            said += _message(error)
-        return "", self._second(), "", said, picture, self._tokens(settings, found)
+            text += _message(error)
+        return "", self._second(), "", text, picture, self._tokens(settings, explained)
 
-    def _tokens(self, settings: Settings, found: bool) -> Any:
-        return self._gradio.Radio(tokens_to_pick(self._readings, settings, found), value=settings.token)
+    def _tokens(self, settings: Settings, explained: bool) -> Any:
+        return self._gradio.Radio(tokens_to_pick(self._cache, settings, explained), value=settings.token)
 
     def _nothing(self, error: LensRNNError) -> Shown:
         return "", self._second(), "", "", "", self._gradio.Radio(UNREAD, value=""), "", _message(error)
@@ -125,5 +125,5 @@ class Answers:
 
 
 def _message(error: LensRNNError) -> str:
-    said = str(error)
-    return f"<p>{escape(said[:1].upper() + said[1:])}.</p>"
+    words = str(error)
+    return f"<p>{escape(words[:1].upper() + words[1:])}.</p>"

@@ -7,7 +7,10 @@ const plot = () => element.querySelector(".plot");
 
 async function draw() {
   picture = props.value ? JSON.parse(props.value) : null;
-  if (!picture) return Plotly.purge(plot());
+  if (!picture) {
+    delete plot().dataset.query;
+    return Plotly.purge(plot());
+  }
   const { data, layout } = picture.figure;
   layout.dragmode = false; // fingers scroll the frame
   shapes = [...(layout.shapes || [])];
@@ -18,6 +21,7 @@ async function draw() {
   for (const bar of plot().querySelectorAll(".cbfill")) bar.style.fill = bar.style.fill.replace(/^url\("[^#]*/, 'url("');
   plot().on("plotly_click", ({ points }) => choose(points[0].pointNumber[0], points[0].pointNumber[1], 0));
   outline();
+  plot().dataset.query = picture.query; // what is drawn now
 }
 
 // row, column: places in the picture. The page is told after `delay` milliseconds, so that a held key asks once.

@@ -8,7 +8,10 @@ async function draw() {
   picture = props.value ? JSON.parse(props.value) : null;
   cell = null;
   said().textContent = "";
-  if (!picture) return Plotly.purge(plot());
+  if (!picture) {
+    delete plot().dataset.query;
+    return Plotly.purge(plot());
+  }
   const { data, layout } = picture.figure;
   layout.dragmode = false; // fingers scroll the frame
   layout.xaxis.fixedrange = layout.yaxis.fixedrange = true;
@@ -16,6 +19,7 @@ async function draw() {
   // As the page has a <base>, plotly refers to the colours of the bar by the page's address, which is about to change.
   for (const bar of plot().querySelectorAll(".cbfill")) bar.style.fill = bar.style.fill.replace(/^url\("[^#]*/, 'url("');
   plot().on("plotly_click", ({ points }) => choose(...points[0].pointNumber));
+  plot().dataset.query = picture.query; // what is drawn now
 }
 
 async function choose(row, column) {

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.trajectory import STATISTICS
 from lens_rnn.viewer.answers import HINT, Answers
-from lens_rnn.viewer.readings import MOST_IN_MATRIX, MOST_TOKENS, Readings
+from lens_rnn.viewer.cache import MOST_IN_MATRIX, MOST_TOKENS, ViewerCache
 from lens_rnn.viewer.settings import LENS, MEAN, ROLLOUT, VIEWS, Settings
 from lens_rnn.viewer.view_pictures import UNREAD
 
@@ -28,15 +28,15 @@ MOST_AT_ONCE = 8
 """Requests served at once: they wait for the model in turn, and draw their pictures side by side."""
 
 
-def build_page(readings: Readings, text: str) -> "gradio.Blocks":
+def build_page(cache: ViewerCache, text: str) -> "gradio.Blocks":
     """The page, not yet served; it opens on `text`. Raises ConfigError without Gradio, or for a text that cannot be
     used."""
     gr = _gradio()
-    model, choice = next(iter(readings.choices.items()))
-    answers = Answers(gr, readings, Settings(model=model, lens=choice.lens_names[0], text=text))
+    model, choice = next(iter(cache.choices.items()))
+    answers = Answers(gr, cache, Settings(model=model, lens=choice.lens_names[0], text=text))
     with gr.Blocks(title="lens-rnn", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
-        tabs, fields = _fields(gr, readings, answers.opening)
+        tabs, fields = _fields(gr, cache, answers.opening)
         button = gr.Button("Run", variant="primary", elem_id="run")
         message = gr.HTML(
             elem_id="message",
@@ -84,7 +84,7 @@ def _gradio() -> Any:
     return gradio
 
 
-def _fields(gr: Any, readings: Readings, opening: Settings) -> tuple[Any, list[Any]]:
+def _fields(gr: Any, cache: ViewerCache, opening: Settings) -> tuple[Any, list[Any]]:
     """The tabs, and what can be set, in the order of answers.FIELDS."""
     wide = {"lines": 1, "max_lines": 12, "min_width": 300}
     statistics = [(about.title, name) for name, about in STATISTICS.items()]
@@ -100,8 +100,8 @@ def _fields(gr: Any, readings: Readings, opening: Settings) -> tuple[Any, list[A
         )
     # Gradio's lists that drop down stay open when Tab leaves them; radio buttons do not.
     with gr.Row():
-        model = gr.Radio(list(readings.choices), value=opening.model, label="Model", min_width=300)
-        lens = gr.Radio(readings.choice(opening.model).lens_names, value=opening.lens, label="Lens", min_width=300)
+        model = gr.Radio(list(cache.choices), value=opening.model, label="Model", min_width=300)
+        lens = gr.Radio(cache.choice(opening.model).lens_names, value=opening.lens, label="Lens", min_width=300)
     with gr.Tabs(selected=opening.tab) as tabs:
         with gr.Tab("Lens", id=LENS, render_children=True), gr.Row():
             statistic = gr.Radio(statistics, value=opening.statistic, label="Colours", min_width=300, scale=4)
@@ -115,9 +115,12 @@ def _fields(gr: Any, readings: Readings, opening: Settings) -> tuple[Any, list[A
                 at = gr.Textbox(
                     "", label="Read by the lens at layer", info="Empty for the model's own.", max_lines=1, min_width=120
                 )
-                said = f"A layer, {MEAN} or {ROLLOUT}. At most {MOST_IN_MATRIX} tokens."
                 attention = gr.Textbox(
-                    opening.attention, label="Hidden attention of layer", info=said, max_lines=1, min_width=120
+                    opening.attention,
+                    label="Hidden attention of layer",
+                    info=f"A layer, {MEAN} or {ROLLOUT}. At most {MOST_IN_MATRIX} tokens.",
+                    max_lines=1,
+                    min_width=120,
                 )
     tab = gr.Textbox("", visible="hidden")  # until the link has been read
     return tabs, [model, lens, text, second, statistic, stride, tokens, tab, attention, at, token]

@@ -9,7 +9,7 @@ from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import visible
 from lens_rnn.evaluation.trajectory import NO_TARGET, Trajectory, named
 from lens_rnn.evaluation.trajectory_plots import html_figure
-from lens_rnn.viewer.readings import LOGIT, Readings, cut
+from lens_rnn.viewer.cache import LOGIT, ViewerCache, cut
 from lens_rnn.viewer.settings import Cell, Settings
 
 TOKEN_WIDTH = 24
@@ -17,23 +17,18 @@ TOKEN_WIDTH = 24
 SIDES = ("text", "second text")
 
 
-def heat_map(readings: Readings, settings: Settings, side: int) -> str:
-    """The picture of one of `settings.texts`, as JSON that page.js draws. Raises LensRNNError where the settings cannot
-    be used."""
-    whole = readings.trajectory(settings.model, settings.lens, settings.texts[side], settings.stride)
+def heat_map(cache: ViewerCache, settings: Settings, side: int) -> str:
+    """The picture of one of `settings.texts`, as JSON that heat_map.js draws. Raises LensRNNError where the settings
+    cannot be used."""
+    whole = cache.trajectory(settings.model, settings.lens, settings.texts[side], settings.stride)
     span = settings.span(whole.shape[1], SIDES[side])
     figure = html_figure(
         cut(whole, span),
-        readings.text(settings.model),
+        cache.text(settings.model),
         settings.statistic,
         title=f"{named(settings.statistic).title}: {settings.model}, {settings.lens}",
+        first=span.start,
     )
-    cells = figure.data[0]
-    # the figure counts tokens from its own start
-    cells.customdata = [
-        [said.replace(f" after token {i}, ", f" after token {i + span.start}, ", 1) for i, said in enumerate(row)]
-        for row in cells.customdata
-    ]
     chosen = settings.chosen
     picture = {
         "figure": json.loads(figure.to_json()),
@@ -46,21 +41,21 @@ def heat_map(readings: Readings, settings: Settings, side: int) -> str:
     return json.dumps(picture).replace("<", "\\u003c")  # a token may be a tag
 
 
-def cell_tables(readings: Readings, settings: Settings) -> str:
+def cell_tables(cache: ViewerCache, settings: Settings) -> str:
     """The likeliest tokens of the chosen cell, as the logit lens, a tuned lens and the model read them, side by side in
     HTML.
 
     Raises ConfigError if no cell is chosen, or one outside the picture.
     """
-    chosen, tuned = settings.chosen, _tuned(readings, settings)
+    chosen, tuned = settings.chosen, _tuned(cache, settings)
     if chosen is None:
         raise ConfigError("no cell is chosen; click one")
     if chosen.side >= len(settings.texts):
         raise ConfigError("the chosen cell is in a second text, and there is none; click another")
-    text = readings.text(settings.model)
+    text = cache.text(settings.model)
     lenses = [LOGIT, tuned] if tuned else [LOGIT]
     read = {
-        lens: readings.trajectory(settings.model, lens, settings.texts[chosen.side], settings.stride) for lens in lenses
+        lens: cache.trajectory(settings.model, lens, settings.texts[chosen.side], settings.stride) for lens in lenses
     }
     logit = read[LOGIT]
     rows, tokens = logit.shape
@@ -78,9 +73,9 @@ def cell_tables(readings: Readings, settings: Settings) -> str:
     return f"<h3>{_where(settings, logit, chosen, text)}</h3><div class='columns'>{body}</div>"
 
 
-def _tuned(readings: Readings, settings: Settings) -> str:
+def _tuned(cache: ViewerCache, settings: Settings) -> str:
     """The tuned lens to show beside the logit lens: the chosen one, else the model's first; empty where it has none."""
-    lenses = readings.choice(settings.model).lenses
+    lenses = cache.choice(settings.model).lenses
     return settings.lens if settings.lens in lenses else next(iter(lenses), "")
 
 

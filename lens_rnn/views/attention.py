@@ -7,13 +7,15 @@ channels, and rollout.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
-from lens_rnn.models.adapter import ATTENTION, adapter_class
+from lens_rnn.models.adapter import ATTENTION
+from lens_rnn.models.inputs import checked_layers, one_text
 from lens_rnn.models.mixing import SOFTMAX, Mixing
-from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
+from lens_rnn.models.registry import adapter_class
+from lens_rnn.views.inputs import refuse_what_does_not_fit
 
 import torch
 from torch import Tensor
@@ -55,6 +57,12 @@ class HiddenAttention:
             f"layer {i}, {kind}" if several else f"layer {i}" for i, kind in zip(self.layers, self.kinds, strict=True)
         ]
 
+    def report(self) -> dict[str, Any]:
+        """All of it as JSON-ready values, shares to six decimals."""
+        matrices = [[[round(x, 6) for x in row] for row in matrix] for matrix in self.matrices.tolist()]
+        about = {name: getattr(self, name) for name in ("unit", "units", "layers", "kinds")}
+        return about | {"matrices": matrices}
+
 
 def attention_models() -> list[str]:
     """Model types with a file of their own that have this view; of the others, hybrids and transformers have it too."""
@@ -81,8 +89,7 @@ def hidden_attention(
     DataError for a text that cannot be read or whose matrices do not fit into memory, with the estimate.
     """
     there, ids = _layers_with_attention(adapter), one_text(adapter, input_ids)
-    chosen = there if layers is None else layers
-    _check_layers(adapter, chosen)
+    chosen = there if layers is None else _mixing_layers(adapter, layers)
     kinds, matrices = [], []
     with_block = _block(ids.shape[1]) * _COPIES + len(chosen) + _returned_at_once(adapter, chosen)
     refuse_what_does_not_fit(
@@ -117,7 +124,7 @@ def unit_attention(
     """
     _layers_with_attention(adapter)
     ids = one_text(adapter, input_ids)
-    _check_layers(adapter, [layer])
+    _mixing_layers(adapter, [layer])
     all_units = adapter.attention_units(layer) if isinstance(adapter, RecurrentAdapter) else adapter.attention_heads
     count = (all_units if units is None else len(units)) + _returned_at_once(adapter, [layer])
     needed = 4.0 * ids.shape[1] ** 2 * (_block(ids.shape[1]) * _COPIES + count)
@@ -168,16 +175,14 @@ def _layers_with_attention(adapter: ModelAdapter) -> list[int]:
     return [layer for layer, kinds in enumerate(adapter.mixing_kinds) if kinds]
 
 
-def _check_layers(adapter: ModelAdapter, layers: Sequence[int]) -> None:
-    if not layers or not all(0 <= layer < adapter.n_layers for layer in layers):
-        raise ConfigError(
-            f"layers {', '.join(map(str, layers)) or '(none)'} of {adapter.name}: choose from 0 to "
-            f"{adapter.n_layers - 1}"
-        )
-    if without := [layer for layer in layers if not adapter.mixing_kinds[layer]]:
+def _mixing_layers(adapter: ModelAdapter, layers: Sequence[int]) -> list[int]:
+    """The layers as a list. Raises ConfigError for one that is not there or mixes no tokens."""
+    chosen = checked_layers(adapter, layers)
+    if without := [layer for layer in chosen if not adapter.mixing_kinds[layer]]:
         raise ConfigError(
             f"layer {without[0]} of {adapter.name} mixes no tokens in a way that has a matrix; choose others"
         )
+    return chosen
 
 
 def _returned_at_once(adapter: ModelAdapter, layers: Sequence[int]) -> int:
@@ -198,7 +203,7 @@ def _each_mixing(
     """How each layer mixes the tokens of ids (1, tokens), and the channels or heads that are wanted."""
     for mixing in adapter.mixings(ids, layers):
         if units is not None and not (units and all(0 <= unit < mixing.units for unit in units)):
-            said = ", ".join(map(str, units)) or "(none)"
-            raise ConfigError(f"{mixing.unit}s {said} of layer {mixing.layer}: choose from 0 to {mixing.units - 1}")
+            listed = ", ".join(map(str, units)) or "(none)"
+            raise ConfigError(f"{mixing.unit}s {listed} of layer {mixing.layer}: choose from 0 to {mixing.units - 1}")
         wanted = torch.arange(mixing.units) if units is None else torch.tensor(units)
         yield mixing, wanted.to(ids.device)

@@ -15,16 +15,18 @@ into it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
-from lens_rnn.models.adapter import FUSED, adapter_class
+from lens_rnn.models.adapter import FUSED
 from lens_rnn.models.families.recurrent import PLAIN, Passage, Rules
+from lens_rnn.models.inputs import checked_layers, one_text
 from lens_rnn.models.mixing import RECURRENCE
-from lens_rnn.views.inputs import one_text, refuse_what_does_not_fit
+from lens_rnn.models.registry import adapter_class
+from lens_rnn.views.inputs import refuse_what_does_not_fit
 
 import torch
 from torch import Tensor
@@ -69,6 +71,11 @@ class Relevance:
     def missing(self) -> float:
         """The part of the value that is no token's. By the rules of MambaLRP: the biases'."""
         return self.value - float(self.tokens.sum())
+
+    def report(self) -> dict[str, Any]:
+        """All of it as JSON-ready values."""
+        about = {name: getattr(self, name) for name in ("method", "value", "missing", "layers")}
+        return asdict(self.explained) | about | {"tokens": self.tokens.tolist(), "by_layer": self.by_layer.tolist()}
 
 
 def relevance_models() -> list[str]:
@@ -158,12 +165,12 @@ def _resolved(adapter: ModelAdapter, explained: Explained, tokens: int, lens: Le
             raise ConfigError(
                 f"token {token} is not in the vocabulary of {adapter.name}, 0 to {adapter.vocab_size - 1}"
             )
-    if explained.layer is not None and not 0 <= explained.layer < adapter.n_layers:
-        raise ConfigError(f"layer {explained.layer} of {adapter.name}: choose from 0 to {adapter.n_layers - 1}")
-    if explained.layer is not None and lens is None:
-        raise ConfigError(
-            f"a logit at layer {explained.layer} needs a lens that reads it; give one, or leave the layer out"
-        )
+    if explained.layer is not None:
+        checked_layers(adapter, explained.layer)
+        if lens is None:
+            raise ConfigError(
+                f"a logit at layer {explained.layer} needs a lens that reads it; give one, or leave the layer out"
+            )
     return replace(explained, position=explained.position % tokens)
 
 

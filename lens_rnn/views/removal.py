@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter
-from lens_rnn.views.inputs import one_text
+from lens_rnn.models.inputs import one_text
 from lens_rnn.views.relevance import Explained, read_logits
 
 import numpy as np

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from lens_rnn.drawing import BLACK, FONTS, LESS_TO_MORE, MONOSPACED, drawable, ink_on
 from lens_rnn.evaluation.tokens import visible
-from lens_rnn.evaluation.trajectory_plots import FONTS, INK, LESS_TO_MORE, MONOSPACED, _drawable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -68,18 +68,18 @@ class Strip:
             for place in line:
                 width, ground = len(words[place]), self.colour(place)
                 frame: Mapping[str, Any] = (
-                    {"edgecolor": INK, "linewidth": 1.2, "zorder": 3} if place == mark else _PLAIN
+                    {"edgecolor": BLACK, "linewidth": 1.2, "zorder": 3} if place == mark else _PLAIN
                 )
                 axes.add_patch(Rectangle((left, row + 0.06), width, 0.88, facecolor=ground, **frame))
                 axes.text(
                     left + width / 2,
                     row + 0.52,
-                    _drawable(words[place]),
+                    drawable(words[place]),
                     ha="center",
                     va="center",
                     fontsize=_FONT_SIZE,
                     family=FONTS,
-                    color=_ink(ground),
+                    color=ink_on(ground),
                     parse_math=False,  # a dollar sign in a token is a dollar sign
                     zorder=4,
                 )
@@ -93,11 +93,11 @@ class Strip:
         spans = []
         for place, (text, word) in enumerate(zip(self.texts, self.words(), strict=True)):
             ground = self.colour(place)
-            frame = f"outline:2px solid {INK};" if place == mark else ""
-            said = html.escape(f"token {place}, {visible(text)}: {self.values[place]:+.4f}", quote=True)
-            style = f"background:{ground};color:{_ink(ground)};{frame}padding:2px 0;border-radius:2px"
+            frame = f"outline:2px solid {BLACK};" if place == mark else ""
+            label = html.escape(f"token {place}, {visible(text)}: {self.values[place]:+.4f}", quote=True)
+            style = f"background:{ground};color:{ink_on(ground)};{frame}padding:2px 0;border-radius:2px"
             spans.append(
-                f'<span style="{style}" title="{said}">{html.escape(word)}</span>' + ("<br>" if "\n" in text else "")
+                f'<span style="{style}" title="{label}">{html.escape(word)}</span>' + ("<br>" if "\n" in text else "")
             )
         heading = f'<h3 style="margin:0 0 12px">{html.escape(title)}</h3>'
         return f'{heading}<div style="font:14px/1.9 {MONOSPACED};white-space:pre-wrap">{"".join(spans)}</div>'
@@ -107,9 +107,3 @@ def rooted(values: np.ndarray, far: float) -> np.ndarray:
     """The place of values on the scale of colour, −1 to 1: the root of their share of `far`, with their sign. Any
     shape."""
     return np.sign(values) * np.sqrt(np.abs(values) / far)
-
-
-def _ink(ground: str) -> str:
-    """White on a dark ground, black on a light one."""
-    red, green, blue = (int(ground[i : i + 2], 16) for i in (1, 3, 5))
-    return "#FFFFFF" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else INK

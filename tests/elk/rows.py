@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from lens_rnn.elk.quirky import Row
+from lens_rnn.elk.quirky import QuirkyRow
 
 import numpy as np
 
 
-def made_rows(questions: int, seed: int = 0) -> list[Row]:
+def made_rows(questions: int, seed: int = 0) -> list[QuirkyRow]:
     """Questions in the published shares, each for Alice and for Bob; prompts of several lengths."""
     random = np.random.default_rng(seed)
-    rows: list[Row] = []
+    rows: list[QuirkyRow] = []
     for i in range(questions):
         alice, bob = ((True, False), (False, True), (False, False), (False, False))[i % 4]
         word = "".join(random.choice([*"abcdefgh"], size=int(random.integers(3, 8))))
@@ -20,7 +20,7 @@ def made_rows(questions: int, seed: int = 0) -> list[Row]:
             label = alice if character == "Alice" else bob
             quantile = (i // 4 + 0.5) / (questions // 4)
             rows.append(
-                Row(
+                QuirkyRow(
                     id=f"{len(rows):08x}",
                     template_args=args,
                     character=character,

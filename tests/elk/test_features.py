@@ -95,7 +95,7 @@ def test_recurrent_states(adapter: ModelAdapter, tmp_path: Path) -> None:
 
 
 def test_variants_are_further_prompts(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    from lens_rnn.elk.quirky import generate
+    from lens_rnn.elk.generators import generate
     from lens_rnn.elk.templates import Template
 
     templates = [Template("{character}: {op1} > {op2}?", ("F", "T")), Template("{op1}, {op2}; {character}", ("n", "y"))]

@@ -1,25 +1,13 @@
-"""Fine-tuning into a quirky model: what is trained, saved, resumed and refused."""
+"""Fine-tuning into a quirky model: what is trained, saved (models.py), resumed and refused."""
 
-import json
-import math
 from dataclasses import replace
 from pathlib import Path
 
-from lens_rnn.elk.card import write_card
-from lens_rnn.elk.finetune import (
-    Examples,
-    FinetuneConfig,
-    StepReport,
-    _backward,
-    batch_of,
-    finetune,
-    log_odds,
-    quirkiness,
-)
-from lens_rnn.elk.models import load_quirky, open_lens, save_adapters, save_model
+from lens_rnn.elk.answers import log_odds
+from lens_rnn.elk.finetune import Examples, FinetuneConfig, StepReport, _backward, batch_of, finetune
+from lens_rnn.elk.models import load_quirky, save_adapters, save_model
 from lens_rnn.elk.templates import encode
-from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError, ModelError
-from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.errors import ConfigError, DataError, FitError
 from lens_rnn.models import ModelAdapter, load_model, wrap_model
 from lens_rnn.models.adapter import FUSED
 from lens_rnn.models.check import check
@@ -87,8 +75,8 @@ def test_it_learns_and_is_loaded_as_it_was_saved(method: str, base: Path, exampl
     with torch.no_grad():
         check(loaded.adapter)
         assert loaded.adapter.off == {}
-        answers = torch.tensor([one.answers for one in examples.encoded])
-        final = [loaded.adapter.forward(torch.tensor([one.ids])).final[0, -1] for one in examples.encoded]
+        answers = torch.tensor([prompt.answers for prompt in examples.encoded])
+        final = [loaded.adapter.forward(torch.tensor([prompt.ids])).final[0, -1] for prompt in examples.encoded]
         false, true = loaded.adapter.logits(torch.stack(final)).gather(1, answers).unbind(1)
     assert (true - false).numpy() == pytest.approx(
         trained, abs=0.02 * float(np.abs(trained).max())
@@ -101,9 +89,9 @@ def test_the_loss_is_of_the_answer_alone_and_only_adapters_move(examples: Exampl
     batch = batch_of(examples, CONFIG, 0)
     expected = 0.0
     for i in batch:
-        one = examples.encoded[i]
-        logits = adapter.model(torch.tensor([one.ids])).logits[0, -1].double()
-        expected -= float(logits.log_softmax(0)[one.answers[examples.rows[i].label]]) / len(batch)
+        prompt = examples.encoded[i]
+        logits = adapter.model(torch.tensor([prompt.ids])).logits[0, -1].double()
+        expected -= float(logits.log_softmax(0)[prompt.answers[examples.rows[i].label]]) / len(batch)
     reports: list[StepReport] = []
     model, _ = finetune(adapter, examples, examples, replace(CONFIG, steps=1), tmp_path, on_step=reports.append)
     assert reports[0].loss == pytest.approx(expected, abs=1e-4)
@@ -155,14 +143,13 @@ def test_the_shares_of_two_processes_add_up_to_one_processs_gradient(examples: E
 def test_a_resumed_run_does_the_same(examples: Examples, tmp_path: Path) -> None:
     whole: list[StepReport] = []
     finetune(fresh("mamba"), examples, examples, CONFIG, tmp_path / "whole", on_step=whole.append)
-    for path in (tmp_path / "whole").glob("step-6.pt"):
-        path.unlink()
+    (tmp_path / "whole" / "step-00000006.pt").unlink()
     rest: list[StepReport] = []
     finetune(fresh("mamba"), examples, examples, CONFIG, tmp_path / "whole", resume=True, on_step=rest.append)
     assert rest == whole[4:]
-    with pytest.raises(FitError, match=r"step-6.pt is of another run: its rank is 4, not 3; use --overwrite"):
+    with pytest.raises(FitError, match="rank was 4 and is now 3"):
         finetune(fresh("mamba"), examples, examples, replace(CONFIG, rank=3), tmp_path / "whole", resume=True)
-    with pytest.raises(FitError, match=r"no checkpoint in .* to resume from"):
+    with pytest.raises(FitError, match="no checkpoint"):
         finetune(fresh("mamba"), examples, examples, CONFIG, tmp_path / "none", resume=True)
 
 
@@ -171,23 +158,23 @@ def test_dead_adapters_are_refused_after_one_step(examples: Examples, tmp_path: 
     trained."""
     adapter = fresh("mamba")
     adapter.switch_off(FUSED, "to run transformers' own code")
-    with pytest.raises(FitError, match=r"no gradient reaches backbone\.layers\.0\.mixer\.dt_proj \(3 such\)"):
+    with pytest.raises(FitError, match=r"dt_proj \(3 such\)"):
         finetune(adapter, examples, examples, replace(CONFIG, target_modules=("in_proj", "dt_proj")), tmp_path)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(FitError, match=r"peft cannot put adapters on .'conv1d'"):
+    with pytest.raises(FitError, match="conv1d"):
         finetune(fresh("mamba"), examples, examples, replace(CONFIG, target_modules=("conv1d",)), tmp_path)
 
 
 def test_bad_input(examples: Examples, tmp_path: Path) -> None:
     false = [i for i, row in enumerate(examples.rows) if not row.label]
     alike = Examples([examples.rows[i] for i in false], [examples.encoded[i] for i in false])
-    with pytest.raises(DataError, match="the validation rows are all False; both classes are needed"):
+    with pytest.raises(DataError, match="validation rows are all False"):
         finetune(fresh("mamba"), examples, alike, CONFIG, tmp_path)
-    with pytest.raises(FitError, match="the loss of step 2 is nan; lower --learning-rate"):
+    with pytest.raises(FitError, match="step 2 is nan"):
         finetune(fresh("mamba"), examples, examples, replace(CONFIG, learning_rate=1e30), tmp_path)
-    with pytest.raises(ConfigError, match="batch_size is 3; it must be even"):
+    with pytest.raises(ConfigError, match="batch_size is 3"):
         FinetuneConfig(batch_size=3)
-    with pytest.raises(ConfigError, match="steps is 0; it must be at least 1"):
+    with pytest.raises(ConfigError, match="steps is 0"):
         FinetuneConfig(steps=0)
 
 
@@ -198,61 +185,19 @@ def test_rates_and_checkpoints() -> None:
     assert FinetuneConfig(steps=8).checkpoints == [1, 2, 4, 8]
 
 
-def test_quirkiness_is_counted_by_character_and_difficulty() -> None:
-    rows = made_rows(16)
-    odds = np.array([1.0 if row.label else -1.0 for row in rows])
-    perfect = quirkiness(rows, odds)
-    assert perfect == {
-        c: {"all": 1, "all_rows": 16, "easy": 1, "easy_rows": 4, "hard": 1, "hard_rows": 4} for c in ("Alice", "Bob")
-    }
-    honest = quirkiness(rows, np.array([1.0 if row.alice_label else -1.0 for row in rows]))
-    assert honest["Alice"]["all"] == 1
-    assert honest["Bob"]["all"] == 0.5
-    assert math.isnan(quirkiness([row for row in rows if row.character == "Bob"], odds[1::2])["Alice"]["all"])
-
-
-def test_a_lens_of_another_model_is_refused(base: Path, examples: Examples, tmp_path: Path) -> None:
-    loaded = load_quirky(base, device="cpu")
-    assert isinstance(open_lens(loaded)[0], LogitLens)
-    own = Path(f"{base}-lens")
-    TunedLens.from_adapter(loaded.adapter).save(own)
-    assert open_lens(loaded)[1] == str(own)
-    assert open_lens(load_quirky(base, device="cpu")._replace(base=str(base)), str(own))[1] == str(own)
-    stranger = wrap_model(make_model("neox", 257, seed=3))
-    stranger.model.config.name_or_path = "somewhere/else"
-    lens = TunedLens.from_adapter(stranger)
-    if stranger.n_layers == loaded.adapter.n_layers:
-        lens.save(tmp_path / "foreign")
-        with pytest.raises(ArtifactError, match="was fitted on somewhere/else, which is neither"):
-            open_lens(loaded, str(tmp_path / "foreign"))
-
-
-def test_adapters_without_their_base(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "./nowhere"}))
-    with pytest.raises(ModelError, match="nowhere"):
-        load_quirky(tmp_path)
-
-
-def test_the_card(tmp_path: Path) -> None:
-    rows = made_rows(16)
-    training = {
-        "method": "lora",
-        "rank": 4,
-        "model": "m",
-        "output": None,
-        "best_step": 4,
-        "steps": 6,
-        "minutes": 1.5,
-        "cores": 2,
-    }
-    about = {
-        "base": "x/m",
-        "data": {"data": "comparison"},
-        "training": training,
-        "quirkiness": {"test": quirkiness(rows, np.ones(len(rows)))},
-    }
-    write_card(tmp_path, about)
-    card = (tmp_path / "README.md").read_text()
-    assert "| Alice | **0.250** (16) | 0.250 (4) | 0.250 (4) |" in card
-    assert "--model m" in card
-    assert "--rank 4" in card
+def test_checkpoints_are_chosen_without_dropout(examples: Examples, tmp_path: Path) -> None:
+    model = make_model("gpt2", 257)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    adapter = wrap_model(model)
+    _, outcome = finetune(adapter, examples, examples, replace(CONFIG, steps=1, validation_rows=32), tmp_path)
+    odds = log_odds(adapter, examples.encoded)
+    assert all(module.training for module in adapter.model.modules())  # it is left as it was trained
+    adapter.model.eval()
+    np.testing.assert_array_equal(log_odds(adapter, examples.encoded), odds)
+    losses = []
+    for row, prompt in zip(examples.rows, examples.encoded, strict=True):
+        logits = adapter.logits(adapter.forward(torch.tensor([prompt.ids])).final[0, -1])
+        losses.append(-float(logits.log_softmax(0)[prompt.answers[row.label]].detach()))
+    assert outcome.validation_losses == {1: pytest.approx(float(np.mean(losses)), abs=1e-4)}

@@ -3,7 +3,8 @@ they were trained."""
 
 from pathlib import Path
 
-from lens_rnn.elk.finetune import Examples, FinetuneConfig, finetune, log_odds
+from lens_rnn.elk.answers import log_odds
+from lens_rnn.elk.finetune import Examples, FinetuneConfig, finetune
 from lens_rnn.elk.models import load_quirky, save_adapters
 from lens_rnn.elk.templates import Encoded
 from lens_rnn.models import wrap_model

@@ -2,7 +2,8 @@
 
 import math
 
-from lens_rnn.elk.scores import _draws, auroc, bootstrap, interval
+from lens_rnn.elk.scores import auroc, auroc_estimate, weighted_auroc
+from lens_rnn.intervals import row_weights
 from tests.reference import elk as reference
 
 import numpy as np
@@ -25,21 +26,18 @@ def test_auroc_is_scikit_learns(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SCORES)
 def test_a_draw_is_what_its_rows_give_when_written_out(kind: str) -> None:
-    draws = bootstrap(LABELS, SCORES[kind], resamples=20, seed=3)
-    assert draws == pytest.approx(reference.bootstrap(LABELS, SCORES[kind], _draws(80, 20, 3)), abs=1e-12)
-
-
-def test_draws_take_each_row_once_on_average_and_as_many_in_all() -> None:
-    counts = _draws(50, 400, 0)
-    assert (counts.sum(1) == 50).all()
-    assert counts.mean(0) == pytest.approx(np.ones(50), abs=0.25)
+    weights = row_weights(80, draws=20, seed=3)
+    draws = weighted_auroc(LABELS, SCORES[kind], weights)
+    assert draws == pytest.approx(reference.bootstrap(LABELS, SCORES[kind], weights), abs=1e-12)
 
 
 def test_an_absent_class_has_no_auroc() -> None:
     assert math.isnan(auroc(np.ones(4, dtype=bool), np.arange(4)))
-    assert np.isnan(bootstrap(np.array([True, False]), np.arange(2), 50)).any()
+    assert np.isnan(weighted_auroc(np.array([True, False]), np.arange(2), row_weights(2, draws=50))).any()
 
 
-def test_the_interval_covers_95_per_cent_and_leaves_nan_out() -> None:
-    assert interval(np.append(np.arange(1001.0), np.nan)) == pytest.approx((25, 975))
-    assert all(map(math.isnan, interval(np.array([np.nan]))))
+def test_the_estimate_is_the_auroc_with_the_middle_of_its_draws() -> None:
+    scores = SCORES["continuous"]
+    got = auroc_estimate(LABELS, scores)
+    draws = reference.bootstrap(LABELS, scores, row_weights(80))
+    assert got == pytest.approx((auroc(LABELS, scores), *np.quantile(draws, [0.025, 0.975])), abs=1e-12)

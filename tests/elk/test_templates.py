@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from lens_rnn.elk.quirky import HUB_SETS, generate
+from lens_rnn.elk.files import HUB_SETS
+from lens_rnn.elk.generators import generate
 from lens_rnn.elk.templates import TEMPLATES, Template, encode, prompt, templates_of
 from lens_rnn.errors import DataError
 from tests.elk.rows import made_rows

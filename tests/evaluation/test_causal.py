@@ -22,8 +22,8 @@ from lens_rnn.lens import LogitLens
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, wrap_model
 from lens_rnn.processes import Processes
 from tests.conftest import D_MODEL, VOCAB_SIZE, make_model
+from tests.data.blocks import make_blocks
 from tests.evaluation.test_metrics import BLOCKS, IDS, First, Second, random_lens
-from tests.fitting.test_fit import make_blocks
 from tests.reference import causal as naive
 
 import numpy as np
@@ -124,7 +124,7 @@ def test_chunks_do_not_matter_and_nothing_is_left_in_the_lens(
 ) -> None:
     lens = random_lens(tiny_mamba)
     whole = first_basis(tiny_mamba, lens, 1)
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 0})
+    monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 0})
     parts = first_basis(tiny_mamba, lens, 1)
     assert parts.energies == pytest.approx(whole.energies, rel=1e-4)
     assert all(parameter.grad is None for parameter in lens.parameters())

@@ -4,14 +4,13 @@ processes."""
 from dataclasses import replace
 from math import log
 
-from lens_rnn.data import TokenBlocks
 from lens_rnn.evaluation import metrics
-from lens_rnn.evaluation.metrics import Evaluation, Figures, aggregate_metrics, doubts, evaluate
+from lens_rnn.evaluation.metrics import Evaluation, LayerMetrics, doubts, evaluate
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter, wrap_model
 from lens_rnn.processes import Processes
 from tests.conftest import VOCAB_SIZE, make_model
-from tests.fitting.test_fit import make_blocks
+from tests.data.blocks import make_blocks
 from tests.reference import metrics as naive
 
 import numpy as np
@@ -144,7 +143,7 @@ def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.Monk
         return sums(log_q, *rest)
 
     monkeypatch.setattr(metrics, "_sums", counted)
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 70 * 4 * VOCAB_SIZE})
+    monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 70 * 4 * VOCAB_SIZE})
     in_chunks = evaluate(tiny_model, lenses, BLOCKS, micro_batch_size=11)
     assert set(sizes) == {70, 36}, "176 tokens, 70 at a time"
     np.testing.assert_allclose(numbers(in_chunks), numbers(whole), rtol=1e-6, atol=1e-9)
@@ -206,56 +205,18 @@ def test_no_graph_is_built(tiny_mamba: ModelAdapter) -> None:
     assert not any(output.requires_grad for output in outputs)
 
 
-# --- the result file --------------------------------------------------------------------------------------------------
-
-
-def test_metrics_are_in_the_schema_of_tuned_lens_and_in_bits_per_byte(tiny_mamba: ModelAdapter) -> None:
-    evaluation = evaluate(tiny_mamba, both_lenses(tiny_mamba), BLOCKS, unigram_ce=4.0)
-    factor = BLOCKS.bits_per_byte
-    assert factor == pytest.approx(1 / 3 / log(2)), "three bytes a token"
-    result = aggregate_metrics(evaluation, factor)
-    names = [f"layer_{i}" for i in range(3)]
-    schema = {key: {kind: list(values) for kind, values in kinds.items()} for key, kinds in result.items()}
-    lens_schema = {"ce": names, "entropy": names, "kl": names}
-    assert schema == {"logit": lens_schema, "tuned": lens_schema, "baseline": {"ce": ["final"], "entropy": ["final"]}}
-    for name in ("logit", "tuned"):
-        for kind in lens_schema:
-            expected = [getattr(evaluation.lenses[name][i], kind) * factor for i in range(3)]
-            assert list(result[name][kind].values()) == pytest.approx(expected, rel=1e-12)
-    assert result["baseline"]["ce"]["final"] == pytest.approx(evaluation.model.ce / 3 / log(2))
-    assert result["baseline"]["entropy"]["final"] == pytest.approx(evaluation.model.entropy / 3 / log(2))
-
-
-def test_bits_per_byte_is_what_coding_the_documents_would_take() -> None:
-    """Of n tokens over b bytes, a model that gives each token probability 1/2 needs n bits, so n / b bits a byte."""
-    blocks = TokenBlocks(
-        np.zeros((2, 8), dtype=np.uint16), "made", n_bytes=60, n_tokens=20, n_documents=1, sha256="0" * 64
-    )
-    half = Figures(ce=log(2), kl=0.0, entropy=log(2))
-    evaluation = Evaluation(half, {"logit": {0: half}}, uniform_ce=log(96))
-    result = aggregate_metrics(evaluation, blocks.bits_per_byte)
-    assert result["logit"]["ce"]["layer_0"] == result["baseline"]["ce"]["final"] == pytest.approx(20 / 60)
-
-
-def test_layers_are_in_order_and_absent_lenses_left_out() -> None:
-    figures = {i: Figures(float(i), float(i), float(i)) for i in (10, 2, 0)}
-    result = aggregate_metrics(Evaluation(figures[0], {"logit": figures}, 1.0), 1.0)
-    assert list(result) == ["logit", "baseline"]
-    assert list(result["logit"]["kl"].items()) == [("layer_0", 0.0), ("layer_2", 2.0), ("layer_10", 10.0)]
-
-
 # --- doubts -----------------------------------------------------------------------------------------------------------
 
-GOOD = Figures(ce=3.0, kl=0.5, entropy=2.0)
-LOGIT = Figures(ce=9.0, kl=6.0, entropy=1.0)
+GOOD = LayerMetrics(ce=3.0, kl=0.5, entropy=2.0)
+LOGIT = LayerMetrics(ce=9.0, kl=6.0, entropy=1.0)
 
 
-def made(tuned: Figures, logit: Figures | None = LOGIT, unigram_ce: float | None = 4.0) -> Evaluation:
+def made(tuned: LayerMetrics, logit: LayerMetrics | None = LOGIT, unigram_ce: float | None = 4.0) -> Evaluation:
     """An evaluation with a good layer 0, the layer in question as 1 and a layer 2 that is not fitted."""
-    lenses = {"tuned": {0: GOOD, 1: tuned, 2: Figures(99.0, 99.0, 0.0)}}
+    lenses = {"tuned": {0: GOOD, 1: tuned, 2: LayerMetrics(99.0, 99.0, 0.0)}}
     if logit:
         lenses["logit"] = {0: LOGIT, 1: logit, 2: LOGIT}
-    return Evaluation(Figures(2.5, 0.0, 2.0), lenses, uniform_ce=4.5, unigram_ce=unigram_ce)
+    return Evaluation(LayerMetrics(2.5, 0.0, 2.0), lenses, uniform_ce=4.5, unigram_ce=unigram_ce)
 
 
 NAN = float("nan")
@@ -265,17 +226,17 @@ NAN = float("nan")
     ("evaluation", "worse_than"),
     [
         (made(GOOD), None),
-        (made(Figures(3.0, 6.5, 2.0)), "the logit lens"),
-        (made(Figures(3.0, 6.0, 2.0)), "the logit lens"),
-        (made(Figures(4.2, 1.0, 2.0)), "the unigram model"),
-        (made(Figures(4.7, 1.0, 2.0)), "the unigram model and the uniform distribution"),
-        (made(Figures(4.7, 7.0, 2.0)), "the logit lens and the unigram model and the uniform distribution"),
-        (made(Figures(4.2, 1.0, 2.0), unigram_ce=None), None),
-        (made(Figures(4.7, 1.0, 2.0), unigram_ce=None), "the uniform distribution"),
-        (made(Figures(3.0, 99.0, 2.0), logit=None), None),
-        (made(Figures(NAN, NAN, NAN)), "the logit lens and the unigram model and the uniform distribution"),
-        (made(Figures(3.0, NAN, 2.0)), "the logit lens"),
-        (made(GOOD, logit=Figures(NAN, NAN, NAN)), "the logit lens"),
+        (made(LayerMetrics(3.0, 6.5, 2.0)), "the logit lens"),
+        (made(LayerMetrics(3.0, 6.0, 2.0)), "the logit lens"),
+        (made(LayerMetrics(4.2, 1.0, 2.0)), "the unigram model"),
+        (made(LayerMetrics(4.7, 1.0, 2.0)), "the unigram model and the uniform distribution"),
+        (made(LayerMetrics(4.7, 7.0, 2.0)), "the logit lens and the unigram model and the uniform distribution"),
+        (made(LayerMetrics(4.2, 1.0, 2.0), unigram_ce=None), None),
+        (made(LayerMetrics(4.7, 1.0, 2.0), unigram_ce=None), "the uniform distribution"),
+        (made(LayerMetrics(3.0, 99.0, 2.0), logit=None), None),
+        (made(LayerMetrics(NAN, NAN, NAN)), "the logit lens and the unigram model and the uniform distribution"),
+        (made(LayerMetrics(3.0, NAN, 2.0)), "the logit lens"),
+        (made(GOOD, logit=LayerMetrics(NAN, NAN, NAN)), "the logit lens"),
     ],
 )
 def test_each_layer_that_is_no_better_than_a_baseline_is_named(evaluation: Evaluation, worse_than: str | None) -> None:

@@ -73,7 +73,7 @@ def test_every_so_many_th_layer(tiny_rwkv4: ModelAdapter) -> None:
 
 def test_the_rank_of_the_first_choice_is_0(tiny_mamba: ModelAdapter) -> None:
     lens = random_lens(tiny_mamba)
-    first = predict(tiny_mamba, lens, IDS).top_ids[1, :, 0]
+    first = predict(tiny_mamba, lens, IDS).top_ids[1, :, 0].tolist()
     assert not predict(tiny_mamba, lens, IDS, first).rank[1].any()
 
 
@@ -88,7 +88,7 @@ def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.Monk
     lens, ids = random_lens(tiny_model), (IDS * 6)[:128]
     whole, targets = predict(tiny_model, lens, ids), [*range(90), *[NO_TARGET] * 38]
     aimed = predict(tiny_model, lens, ids, targets)
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 4 * VOCAB_SIZE * 70})
+    monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 4 * VOCAB_SIZE * 70})
     for expected, got in ((whole, predict(tiny_model, lens, ids)), (aimed, predict(tiny_model, lens, ids, targets))):
         for name in ("entropy", "ce", "kl", "rank", "top_probabilities"):
             np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-4, atol=1e-5, err_msg=name)
@@ -97,7 +97,7 @@ def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.Monk
 def test_no_more_than_a_chunk_of_logits_is_held(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, sizes = random_lens(tiny_mamba), []
     lens.register_forward_hook(lambda module, args, output: sizes.append(output.numel()))
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 0})
+    monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 0})
     predict(tiny_mamba, lens, IDS * 6)
     assert max(sizes) == 64 * VOCAB_SIZE
     assert sum(sizes) == 2 * 6 * 23 * VOCAB_SIZE
@@ -175,8 +175,8 @@ def test_the_report_is_json(tiny_mamba: ModelAdapter) -> None:
         (torch.empty(0, dtype=torch.int64), {}, DataError, "the text has no tokens"),
         ([1, VOCAB_SIZE], {}, DataError, "run from 1 to 96, and .* has 0 to 95"),
         ([1, -1], {}, DataError, "run from -1 to 1"),
-        ([[1, 2]], {}, DataError, "one sequence of whole numbers"),
-        ([1.5], {}, DataError, "one sequence of whole numbers"),
+        (torch.tensor([[1, 2]]), {}, DataError, "one sequence of whole numbers"),
+        (torch.tensor([1.5]), {}, DataError, "one sequence of whole numbers"),
         ([1, 2], {"targets": [1]}, DataError, "1 targets for 2 tokens"),
         ([1, 2], {"targets": [1, VOCAB_SIZE]}, DataError, "run from 1 to 96"),
         ([1, 2], {"targets": [1, -2]}, DataError, "run from -2 to 1"),

@@ -3,21 +3,14 @@ for markup."""
 
 import re
 from math import log, log10
-from pathlib import Path
 
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation.trajectory import NO_TARGET, STATISTICS, Trajectory
-from lens_rnn.evaluation.trajectory_plots import (
-    MOST_WORDS,
-    html_figure,
-    plot_trajectory_html,
-    plot_trajectory_png,
-    png_figure,
-)
+from lens_rnn.evaluation.trajectory_picture import MOST_WORDS
+from lens_rnn.evaluation.trajectory_plots import html_figure, png_figure
 
 import numpy as np
 import pytest
-from matplotlib import image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -126,7 +119,7 @@ def test_words_are_light_on_dark_and_dark_on_light() -> None:
     trajectory.entropy[:] = 0
     trajectory.entropy[2, 3] = 6
     colours = [label.get_color() for label in png_figure(trajectory, text).axes[0].texts]
-    assert {i for i, colour in enumerate(colours) if colour != "white"} == {2 * 12 + 3}
+    assert {i for i, colour in enumerate(colours) if colour != "#FFFFFF"} == {2 * 12 + 3}
 
 
 def test_long_texts_have_cells_without_words_and_all_tokens_at_the_axis() -> None:
@@ -166,6 +159,8 @@ def test_more_is_said_of_a_cell_that_is_pointed_at() -> None:
     assert len([line for line in lines if " %  " in line]) == 5
     assert f"Rank of the target: {trajectory.rank[2, 4]}" in lines
     assert f"Entropy: {trajectory.entropy[2, 4]:.4g} nats" in lines
+    part = html_figure(trajectory, text, "rank", first=100).data[0].customdata[2][4]
+    assert part.startswith("<b>layer 2</b> after token 104, "), "of a longer text"
     last = page.data[0].customdata[4][11]
     assert last.startswith("<b>model</b> after token 11")
     assert "target" not in last, "where there is none, nothing is said of it"
@@ -216,9 +211,9 @@ def test_no_text_is_taken_for_markup() -> None:
     assert page.layout.title.text == "<b>&lt;i&gt;&#36;a&#36; &amp; b&lt;/i&gt;</b>"
     assert page.layout.xaxis.ticktext[1:3] == ("&lt;b&gt;", "&#36;x&#36;")
     assert page.layout.xaxis.ticktext[7] == "&amp;amp;"
-    said = [cell for row in page.data[0].customdata for cell in row]
-    assert not any("$" in cell for cell in [*shown, *said])
-    assert {tag for cell in said for tag in re.findall(r"<[^>]*>", cell)} == {"<b>", "</b>", "<br>"}
+    hovers = [cell for row in page.data[0].customdata for cell in row]
+    assert not any("$" in cell for cell in [*shown, *hovers])
+    assert {tag for cell in hovers for tag in re.findall(r"<[^>]*>", cell)} == {"<b>", "</b>", "<br>"}
 
 
 def test_a_picture_draws_dollars_and_what_no_font_has(recwarn: pytest.WarningsRecorder) -> None:
@@ -229,22 +224,3 @@ def test_a_picture_draws_dollars_and_what_no_font_has(recwarn: pytest.WarningsRe
     assert words(picture)[:2] == ["$x$", "��"]
     assert picture.axes[0].get_title(loc="left") == "$\\frac{ �"
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def test_files_are_whole_and_hold_all_they_need(tmp_path: Path) -> None:
-    trajectory = make_trajectory()
-    plot_trajectory_png(trajectory, text, tmp_path / "a" / "t.png", "kl", title="one")
-    plot_trajectory_png(trajectory, text, str(tmp_path / "b.png"), "kl", title="one")
-    assert (tmp_path / "a" / "t.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    height, width, _ = image.imread(tmp_path / "b.png").shape
-    assert width > 1000 > height > 400
-    plot_trajectory_html(trajectory, text, tmp_path / "a" / "t.html", "kl", title="one")
-    page = (tmp_path / "a" / "t.html").read_text()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["t.html", "t.png"]
-    assert "Plotly.newPlot" in page
-    assert not re.search(r"<script[^>]* src=", page)
-    assert '<div id="lens-rnn-trajectory"' in page
-    assert "\\u003eone\\u003c" in page, "its title"

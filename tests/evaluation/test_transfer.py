@@ -6,7 +6,7 @@ from math import log
 from lens_rnn.evaluation import metrics
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.evaluation.statistics import Marginals, js_between, js_divergence, marginals
-from lens_rnn.evaluation.transfer import Transfer, layer_transfer
+from lens_rnn.evaluation.transfer import layer_transfer
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
 from tests.conftest import VOCAB_SIZE
@@ -46,14 +46,6 @@ def test_the_logit_lens_reads_all_layers_alike(tiny_rwkv4: ModelAdapter) -> None
     got = layer_transfer(tiny_rwkv4, LogitLens.from_adapter(tiny_rwkv4), BLOCKS)
     assert not got.kl.any()
     assert (got.ce == got.ce[0]).all()
-
-
-def test_transfer_in_the_schema_of_tuned_lens() -> None:
-    got = Transfer(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.0, 5.0], [6.0, 0.0]])).metrics(0.5)
-    assert got == {
-        "ce": {"layer_0": {"layer_0": 0.5, "layer_1": 1.0}, "layer_1": {"layer_0": 1.5, "layer_1": 2.0}},
-        "kl": {"layer_0": {"layer_0": 0.0, "layer_1": 2.5}, "layer_1": {"layer_0": 3.0, "layer_1": 0.0}},
-    }
 
 
 # --- marginals --------------------------------------------------------------------------------------------------------
@@ -143,7 +135,7 @@ def test_chunks_and_batches_do_not_matter(tiny_mamba: ModelAdapter, monkeypatch:
         measured(tiny_mamba, lens, micro_batch_size=3, on_batch=done.append), expected, rtol=1e-5, atol=1e-7
     )
     assert sum(done) == 3 * BLOCKS.tokens.size
-    monkeypatch.setattr(metrics, "_CHUNK_BYTES", {"cpu": 0})
+    monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 0})
     np.testing.assert_allclose(measured(tiny_mamba, lens, micro_batch_size=11), expected, rtol=1e-5, atol=1e-7)
 
 

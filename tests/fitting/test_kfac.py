@@ -4,11 +4,12 @@ divergence."""
 import copy
 import io
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import NamedTuple
 
 from lens_rnn.fitting import kfac as rule
+from lens_rnn.fitting.closed_form import Moments
 from lens_rnn.fitting.kfac import KFAC
+from lens_rnn.fitting.sums import StepSums
 from tests.reference import kfac as naive
 
 import numpy as np
@@ -63,6 +64,18 @@ def quadratic(seed: int = 0, floor: float = 1.0, d: int = D) -> Quadratic:
     )
 
 
+class ExactMoments(Moments):
+    """The moments of problems that are known."""
+
+    spread = 0.0
+
+    def __init__(self, problems: list[Quadratic], spread: float):
+        self.problems, self.spread = problems, spread
+
+    def inputs(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(self.problems[k].mean), torch.from_numpy(self.problems[k].covariance)
+
+
 class Runner:
     """KFAC over layers that are given as Quadratic, each at its own translator."""
 
@@ -78,8 +91,7 @@ class Runner:
         self.weights = torch.zeros(len(problems), d, d, dtype=dtype)
         self.biases = torch.zeros(len(problems), d, dtype=dtype)
         self.kfac = KFAC(self.weights, self.biases, learning_rate)
-        inputs = [(torch.from_numpy(p.mean), torch.from_numpy(p.covariance)) for p in problems]
-        self.kfac.begin(SimpleNamespace(inputs=inputs.__getitem__, spread=spread))
+        self.kfac.begin(ExactMoments(problems, spread))
 
     def at(self, k: int = 0) -> tuple[np.ndarray, np.ndarray]:
         return self.weights[k].double().numpy().copy(), self.biases[k].double().numpy().copy()
@@ -90,9 +102,9 @@ class Runner:
     def step(self, batches: list[naive.Batch] | None = None) -> None:
         batches = self.batches() if batches is None else batches
         losses, *tensors = (torch.from_numpy(np.stack(part)).to(self.dtype) for part in zip(*batches, strict=True))
-        self.kfac.step(
-            SimpleNamespace(**dict(zip(("losses", "weights", "biases", "fisher"), (losses, *tensors), strict=True)))
-        )
+        sums = StepSums(*self.biases.shape, self.biases.device, fisher=True)
+        sums.losses, (sums.weights, sums.biases, sums.fisher) = losses, tensors
+        self.kfac.step(sums)
 
     def excess(self, k: int = 0) -> float:
         return self.problems[k].excess(*self.at(k))
@@ -395,8 +407,8 @@ def test_a_fit_that_is_continued_is_the_same_to_the_bit(steps: int) -> None:
         assert torch.equal(runner.weights, other.weights)
         assert torch.equal(runner.biases, other.biases)
     for name in (*rule._Layer._TENSORS, *rule._Layer._NUMBERS):
-        mine, its = (getattr(it.layer, name) for it in (runner, other))
-        assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its, name
+        value, again = (getattr(it.layer, name) for it in (runner, other))
+        assert torch.equal(value, again) if isinstance(value, torch.Tensor) else value == again, name
 
 
 def test_all_that_a_layer_holds_is_in_its_state() -> None:

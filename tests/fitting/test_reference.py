@@ -11,7 +11,7 @@ from lens_rnn.fitting.reference import FILE, distance, load_reference, save_refe
 from lens_rnn.fitting.report import describe_model
 from lens_rnn.models import ModelAdapter, load_model
 from tests.conftest import make_model, save_model
-from tests.fitting.test_fit import make_blocks
+from tests.data.blocks import make_blocks
 
 import pytest
 
@@ -26,7 +26,7 @@ def adapter(tmp_path: Path) -> ModelAdapter:
 
 
 def weights_of(adapter: ModelAdapter) -> str:
-    return describe_model(adapter, "")["weights_sha256"]
+    return describe_model(adapter, "").weights_sha256
 
 
 def test_it_is_found_for_these_weights_and_tokens(adapter: ModelAdapter) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lens_rnn.compiled import read_bfloat16, write_bfloat16
-from lens_rnn.fitting.rows import PlainRows, Rows, Target, _log_once, rows_for
+from lens_rnn.fitting.rows import PlainRows, RowKernels, Target, _log_once, rows_for
 from lens_rnn.fitting.rows_cpu import CompiledRows
 
 import numba
@@ -43,7 +43,7 @@ def device(kind: str) -> torch.device:
 
 
 @pytest.fixture
-def rows(kind: str) -> Rows:
+def rows(kind: str) -> RowKernels:
     if kind == "compiled":
         return CompiledRows()
     from lens_rnn.fitting.rows_cuda import TritonRows
@@ -71,7 +71,7 @@ def _one_hot(labels: Tensor) -> Target:
     return Target(empty, empty, labels)
 
 
-def _targets(rows: Rows, logits: Tensor, case: str) -> list[tuple[Target, Target]]:
+def _targets(rows: RowKernels, logits: Tensor, case: str) -> list[tuple[Target, Target]]:
     """Targets for logits, as the fit makes them, beside their float64 twins: a distribution, and labels."""
     tokens, vocab = logits.shape
     teacher = (_logits(case, tokens, vocab, seed=1) if case != "near" else logits + 0.1 * torch.randn_like(logits)).to(
@@ -126,7 +126,7 @@ def test_the_plain_passes_equal_autograd(loss: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("case", "shape"), COMMON + UNCOMMON, ids=str)
-def test_values(rows: Rows, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_values(rows: RowKernels, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     logits = _logits(case, *shape).to(device, dtype)
     size = logits[logits > -1e29].abs().max().item()
     fine = max(1e-5, 1e-7 * size)  # log q is a difference of two numbers of that size, in float32
@@ -160,7 +160,7 @@ def test_values(rows: Rows, device: torch.device, case: str, shape: tuple[int, i
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")], ids=["nan", "nan with sign", "inf"])
 @pytest.mark.parametrize("at", [0, 200, 599])
 def test_a_broken_row_has_no_loss_and_harms_no_other(
-    rows: Rows, device: torch.device, at: int, bad: float, dtype: torch.dtype
+    rows: RowKernels, device: torch.device, at: int, bad: float, dtype: torch.dtype
 ) -> None:
     clean = _logits("common", 3, 600).to(device, dtype)
     logits = clean.clone()
@@ -179,7 +179,7 @@ def test_a_broken_row_has_no_loss_and_harms_no_other(
         assert ((samples >= 0) & (samples < 600)).all(), "it will be an index"
 
 
-def test_a_target_that_rules_labels_out(rows: Rows, device: torch.device) -> None:
+def test_a_target_that_rules_labels_out(rows: RowKernels, device: torch.device) -> None:
     """Heads are padded with large negative biases: with p = 0 such an entry must add nothing to KL."""
     logits, teacher = _logits("common", 2, 300), _logits("common", 2, 300, seed=1)
     teacher[:, 10:] = -1e30
@@ -198,7 +198,7 @@ def test_a_target_that_rules_labels_out(rows: Rows, device: torch.device) -> Non
     ("case", "shape"), [*COMMON, ("common", (1, 13000)), ("wide", (1, 5001)), ("masked", (1, 129))], ids=str
 )
 def test_labels_are_drawn_by_inverse_cdf(
-    rows: Rows, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype
+    rows: RowKernels, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype
 ) -> None:
     """The naive label, but where a draw is next to a boundary."""
     tokens, vocab = 10 if INTERPRETED else 300, shape[1]
@@ -222,7 +222,7 @@ def test_labels_are_drawn_by_inverse_cdf(
     assert ((start < draws + 1e-5) & (end > draws - 1e-5)).all()
 
 
-def test_labels_follow_q(rows: Rows, device: torch.device) -> None:
+def test_labels_follow_q(rows: RowKernels, device: torch.device) -> None:
     tokens, vocab = 150 if INTERPRETED else 20_000, 7
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(4))
     draws = torch.rand(tokens, generator=torch.Generator().manual_seed(5))
@@ -253,7 +253,7 @@ def test_threads_do_not_change_results(dtype: torch.dtype) -> None:
             results.append(result)
     finally:
         numba.set_num_threads(before)
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert all(torch.equal(alone, shared) for alone, shared in zip(*results, strict=True))
 
 
 def test_bfloat16_is_read_exactly_and_written_to_nearest_even() -> None:

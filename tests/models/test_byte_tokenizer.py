@@ -55,7 +55,7 @@ def refusal(call: Any, *arguments: Any, **options: Any) -> str:
     return str(caught.value)
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name.startswith("lens_rnn")]
 
 
@@ -156,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_reads_bytes(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lens_rnn")
     model = load_model(folder, tokenizer="bytes")
-    assert said(caplog) == ["tokenizer bytes: id i is byte i, and id 0, the byte NUL, stands between documents"]
+    assert messages(caplog) == ["tokenizer bytes: id i is byte i, and id 0, the byte NUL, stands between documents"]
     ids = model.tokenizer("é", return_tensors="pt").input_ids
     assert ids.tolist() == [[0xC3, 0xA9]]
     assert model.forward(ids).final.isfinite().all()
@@ -167,7 +167,7 @@ def test_a_model_with_an_id_to_spare(tmp_path: Path, caplog: pytest.LogCaptureFi
     caplog.set_level(logging.INFO, "lens_rnn")
     torch.save(official_weights("7", vocab_size=260), tmp_path / "a.pth")
     assert load_model(tmp_path / "a.pth", tokenizer="bytes").tokenizer.eos_token_id == 256
-    assert said(caplog) == ["tokenizer bytes: id i is byte i, and id 256 stands between documents"]
+    assert messages(caplog) == ["tokenizer bytes: id i is byte i, and id 256 stands between documents"]
 
 
 @pytest.mark.parametrize("n", [96, 255, 261, 50_280])
@@ -188,7 +188,7 @@ def test_a_folder_of_that_name_is_named_as_a_path(
     byte_tokenizer(257).save_pretrained("bytes")
     caplog.set_level(logging.INFO, "lens_rnn")
     assert load_model(folder, tokenizer="bytes").tokenizer.eos_token_id == 0
-    assert said(caplog)[1:] == ["the folder bytes here is not read: --tokenizer ./bytes would name it"]
+    assert messages(caplog)[1:] == ["the folder bytes here is not read: --tokenizer ./bytes would name it"]
     for name in ("./bytes", Path("bytes")):
         assert "ids up to 256" in refusal(lambda name=name: load_model(folder, tokenizer=name).tokenizer)
 
@@ -237,7 +237,7 @@ def test_the_tokenizer_that_is_named_fits(test_data: Path) -> None:
     assert (max(ids), "gpt-neox" in hint(max(ids) + 1), "gpt-neox" in hint(max(ids))) == (50_276, True, False)
     world = [
         int(line.split(" ", 1)[0])
-        for line in (test_data / "tokenizers/rwkv_vocab_v20230424.txt").open(encoding="utf-8")
+        for line in (test_data / "tokenizers/rwkv_vocab_v20230424.txt").read_text(encoding="utf-8").split("\n")[:-1]
     ]
     assert (max(world), "World" in hint(max(world) + 1), "World" in hint(max(world))) == (65_529, True, False)
 

@@ -1,5 +1,8 @@
 """What a model loses when part of it does not work here, and what goes on; transformers that has moved under our
-feet."""
+feet.
+
+A wrong `models/recurrence.py` is seen by its weights, values and outputs.
+"""
 
 import copy
 from collections.abc import Callable
@@ -12,20 +15,23 @@ from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, recurrences, scans, wrap_model
 from lens_rnn.models.adapter import ATTENTION, FUSED, STATE
+from lens_rnn.models.check import check
 from lens_rnn.models.families.mamba import MambaAdapter
 from lens_rnn.models.families.rwkv import RWKVAdapter
-from lens_rnn.steering import Pair, fit_vectors, steer
+from lens_rnn.models.families.rwkv4 import RWKV4Adapter
+from lens_rnn.models.generic import GenericAdapter
+from lens_rnn.steering import Pair, VectorConfig, fit_vectors, steer
 from lens_rnn.views.attention import hidden_attention
 from tests.conftest import ALL_FAMILIES, make_model
-from tests.fitting.test_fit import make_blocks
-from tests.models.test_adapter import refusal
+from tests.data.blocks import make_blocks
 from tests.models.tiny_hybrids import make_hybrid
+from tests.refusals import refusal
 
 import pytest
 import torch
 import transformers
-from torch import Tensor
-from transformers import cache_utils
+from torch import Tensor, nn
+from transformers import PreTrainedModel, cache_utils
 
 IDS = torch.randint(96, (2, 12), generator=torch.Generator().manual_seed(3))
 PURE = ("mamba", "falcon_mamba", "mamba2", "rwkv4", "rwkv5", "rwkv6", "rwkv7", "recurrent_gemma")
@@ -61,7 +67,7 @@ def assert_lens_works(adapter: ModelAdapter) -> None:
     )
     for i in adapter.fitted_layers:
         assert figures.lenses["tuned"][i].kl < figures.lenses["logit"][i].kl
-    vectors = fit_vectors(adapter, [Pair((1, 2), (1, 3)), Pair((4, 2), (4, 3))], states=False).vectors
+    vectors = fit_vectors(adapter, [Pair((1, 2), (1, 3)), Pair((4, 2), (4, 3))], VectorConfig(states=False)).vectors
     with steer(adapter, vectors, 1.0, 0):
         assert not torch.allclose(adapter.forward(IDS).final, adapter.forward(IDS).final * 0)
 
@@ -117,7 +123,7 @@ def test_a_wrong_state_is_switched_off_and_the_rest_goes_on(
     )
     assert refusal(lambda: adapter.advance(IDS)).startswith(reason)
     with pytest.raises(ConfigError, match=f"^{reason}"):
-        fit_vectors(adapter, [Pair((1, 2), (1, 3))], states=True)
+        fit_vectors(adapter, [Pair((1, 2), (1, 3))], VectorConfig(states=True))
     assert hidden_attention(adapter, IDS[0]).matrices.isfinite().all()
     assert_lens_works(adapter)
 
@@ -137,6 +143,71 @@ def test_a_hidden_attention_that_is_wrong_is_switched_off(
     assert "goes without its hidden attention: the weights of a recurrence do not give what it gives" in warning(caplog)
     assert "goes without its hidden attention: the weights" in refusal(lambda: hidden_attention(adapter, IDS[0]))
     assert adapter.advance(IDS)[1].tokens == 12
+
+
+# --- adapters that do not fit -----------------------------------------------------------------------------------------
+
+
+class WrongNorm(MambaAdapter):
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.model.backbone.layers[0].norm
+
+
+class WrongNormInBlocks(GenericAdapter):
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.model.gpt_neox.layers[-1].input_layernorm
+
+
+class OneBlockShort(MambaAdapter):
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.backbone.layers[:-1]
+
+
+class WrongHead(MambaAdapter):
+    @property
+    def head(self) -> nn.Linear:
+        return nn.Linear(32, 96, bias=False)
+
+
+class WrongSide(GenericAdapter):
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.states_after_blocks = True
+
+
+class NormThatRunsTwice(RWKV4Adapter):
+    @property
+    def final_norm(self) -> nn.Module:
+        block = self.model.rwkv.blocks[1]
+        block.ln2 = block.ln1  # one module in two places
+        return block.ln1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "family", "complaint"),
+    [
+        (WrongNorm, "mamba", "its logits are not cap(scale · (U u + b)) of its normed final state"),
+        (WrongNormInBlocks, "neox", "its logits are not cap(scale · (U u + b)) of its normed final state"),
+        (OneBlockShort, "mamba", "4 hidden states where 3 are declared"),
+        (WrongHead, "mamba", "its logits are not cap(scale · (U u + b)) of its normed final state"),
+        (WrongSide, "neox", "the last hidden state is not the final norm's input"),
+        (NormThatRunsTwice, "rwkv4", "the final norm ran 2 times in one pass"),
+    ],
+)
+def test_a_wrong_adapter_is_refused(wrong: type[ModelAdapter], family: str, complaint: str) -> None:
+    model = make_model(family)
+    message = refusal(lambda: check(wrong(model)))
+    assert f"model type {model.config.model_type!r}" in message
+    assert complaint in message
+
+
+def test_a_model_that_gives_nan_is_refused() -> None:
+    model = make_model("mamba")
+    model.backbone.layers[1].mixer.D.data[0] = torch.nan
+    assert "its logits are not finite in float32" in refusal(lambda: wrap_model(model))
 
 
 # --- transformers has moved -------------------------------------------------------------------------------------------
@@ -282,28 +353,6 @@ def test_hidden_attention_in_every_precision_and_where_most_passes_it_by(name: s
         if module_name.endswith(".D"):
             parameter.data *= 1e4
     assert wrap_model(model).off == {}
-
-
-def test_edits_end_in_any_order() -> None:
-    adapter = wrap_model(make_model("mamba"))
-    before = adapter.forward(IDS).final
-    first, second = adapter.edited(0, torch.zeros_like), adapter.edited(1, torch.zeros_like)
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    states = adapter.forward(IDS).hidden_states
-    assert states[0].any()
-    assert not states[1].any()
-    second.__exit__(None, None, None)
-    assert torch.equal(adapter.forward(IDS).final, before)
-
-
-def test_softmax_attention_heeds_edits() -> None:
-    adapter = wrap_model(make_model("neox"))
-    plain = hidden_attention(adapter, IDS[0]).matrices
-    with adapter.edited(0, lambda h: -h):
-        edited = hidden_attention(adapter, IDS[0]).matrices
-    assert not torch.allclose(plain[1], edited[1])
 
 
 def test_a_state_of_another_family_is_refused() -> None:

@@ -1,5 +1,10 @@
 """Every supported family: what its hidden states are, its recurrent state, and a lens fitted, saved, loaded and
-evaluated on it."""
+evaluated on it.
+
+With them the parts of RWKV-5 to 7, `models/families/rwkv_blocks.py`, `models/families/rwkv_time_mix.py`,
+`models/families/rwkv5.py` and `models/families/rwkv7.py`, and `models/families/recurrent_gemma.py`. What stands in
+`models/shapes.py` is checked at every call.
+"""
 
 from pathlib import Path
 
@@ -9,7 +14,7 @@ from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter, RecurrentState, load_model
 from tests.conftest import ALL_FAMILIES, make_model, save_model
-from tests.fitting.test_fit import make_blocks
+from tests.data.blocks import make_blocks
 
 import pytest
 import torch
@@ -114,51 +119,6 @@ def test_a_repeated_state_serves_several_endings(recurrent: ModelAdapter) -> Non
     torch.testing.assert_close(
         got.final, recurrent.forward(IDS).final[:, 6:].repeat_interleave(2, 0), rtol=1e-5, atol=1e-5
     )
-
-
-def test_an_edit_is_what_the_next_block_reads_and_leaves_nothing_behind(every_model: ModelAdapter) -> None:
-    before = every_model.forward(IDS)
-    for layer in range(every_model.n_layers):
-        with every_model.edited(layer, lambda h: h.clone()):
-            assert torch.equal(every_model.forward(IDS).final, before.final)
-        with every_model.edited(layer, torch.zeros_like):
-            got = every_model.forward(IDS)
-        assert torch.equal(got.hidden_states[layer], torch.zeros_like(got.norm_input))
-        for earlier in range(layer):
-            torch.testing.assert_close(got.hidden_states[earlier], before.hidden_states[earlier])
-        for later in range(
-            layer + 1, every_model.n_layers
-        ):  # from a residual stream of zeros every token of a text goes on alike
-            assert not torch.allclose(got.hidden_states[later], before.hidden_states[later], atol=1e-3)
-        assert not torch.allclose(got.final, before.final, atol=1e-3)
-        if every_model.states_after_blocks and layer == every_model.n_layers - 1:
-            assert torch.equal(got.norm_input, torch.zeros_like(got.norm_input))
-    with pytest.raises(RuntimeError, match="on purpose"), every_model.edited(0, torch.zeros_like):
-        raise RuntimeError("on purpose")
-    assert torch.equal(every_model.forward(IDS).final, before.final)
-
-
-def test_an_edit_in_the_units_of_hidden_states_also_where_they_are_halved(
-    models_of_every_family: dict[str, ModelAdapter],
-) -> None:
-    """Putting a state of another text in its place makes the rest of the model do what it does there, in RWKV-4 after
-    the halving too."""
-    model = models_of_every_family["rwkv4"]
-    other = IDS.roll(1, 0)
-    states = model.forward(other).hidden_states
-    for layer in (4, 5, 6):
-        with model.edited(layer, lambda _, layer=layer: states[layer]):
-            got = model.forward(IDS)
-        torch.testing.assert_close(got.final, model.forward(other).final, rtol=1e-4, atol=1e-4)
-
-
-def test_a_layer_that_is_not_there_is_not_edited(tiny_mamba: ModelAdapter) -> None:
-    for layer in (-1, 3):
-        with (
-            pytest.raises(ModelError, match=f"there is no layer {layer}: .* has layers 0 to 2"),
-            tiny_mamba.edited(layer, torch.zeros_like),
-        ):
-            pass
 
 
 def test_states_that_do_not_fit(recurrent: ModelAdapter, tiny_rwkv4: ModelAdapter) -> None:

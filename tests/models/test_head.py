@@ -35,15 +35,15 @@ def test_the_nearest_number_of_the_configuration_is_taken() -> None:
 
 
 def test_a_map_and_its_slope() -> None:
-    found, x = LogitMap(0.4, 2.0), torch.linspace(-9, 9, 7, dtype=torch.float64, requires_grad=True)
-    logits = found(x)
-    torch.testing.assert_close(found.bend_(0.4 * x.detach().clone()), logits.detach())
+    logit_map, x = LogitMap(0.4, 2.0), torch.linspace(-9, 9, 7, dtype=torch.float64, requires_grad=True)
+    logits = logit_map(x)
+    torch.testing.assert_close(logit_map.bend_(0.4 * x.detach().clone()), logits.detach())
     (gradient,) = torch.autograd.grad(logits.sum(), x)
-    slope = found.slope(logits.detach())
+    slope = logit_map.slope(logits.detach())
     assert slope is not None
     torch.testing.assert_close(0.4 * slope, gradient)
     assert LogitMap().slope(x) is None
-    assert str(found) == "2 · tanh(0.4 · (U u + b) ÷ 2)"
+    assert str(logit_map) == "2 · tanh(0.4 · (U u + b) ÷ 2)"
 
 
 def test_a_plain_head_is_copied_as_it_is() -> None:

@@ -1,5 +1,8 @@
 """Every recurrent and hybrid family of transformers without a file here: lens, state, steering, without a flag; and
-some controls."""
+some controls.
+
+What a check of the matrices of `models/mamba2_mixer.py` and `models/gated_delta.py` finds wrong would be switched off.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -8,8 +11,8 @@ from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens
 from lens_rnn.models import ModelAdapter, wrap_model
-from lens_rnn.steering import Pair, fit_vectors, steer, steer_state
-from tests.fitting.test_fit import make_blocks
+from lens_rnn.steering import Pair, VectorConfig, fit_vectors, steer, steer_state
+from tests.data.blocks import make_blocks
 from tests.models.tiny_hybrids import CONTROLS, SETTINGS, STATES, is_here, make_hybrid
 
 import pytest
@@ -104,7 +107,7 @@ def test_a_fit_lowers_the_loss_and_steering_runs(name: str) -> None:
     assert mean("tuned") < mean("logit")
     assert figures.model.kl == pytest.approx(0, abs=1e-5)
     pairs = [Pair((1, 2, 5), (1, 3, 5)), Pair((4, 2, 5), (4, 3, 5))]
-    vectors = fit_vectors(adapter, pairs, states=adapter.has_state).vectors
+    vectors = fit_vectors(adapter, pairs, VectorConfig(states=adapter.has_state)).vectors
     plain = adapter.forward(IDS).final
     with steer(adapter, vectors, 2.0, 1):
         assert not torch.allclose(adapter.forward(IDS).final, plain, atol=1e-4)

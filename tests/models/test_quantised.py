@@ -10,9 +10,9 @@ from lens_rnn.fitting.report import describe_model
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, wrap_model
 from tests.conftest import make_model
-from tests.fitting.test_fit import make_blocks
-from tests.models.test_adapter import refusal
+from tests.data.blocks import make_blocks
 from tests.models.tiny_hybrids import make_hybrid
+from tests.refusals import refusal
 from tests.scripts.launch import ROOT
 
 import pytest
@@ -88,7 +88,7 @@ def test_a_base_in_8_bits_gets_a_lens(make: Callable[[], PreTrainedModel], head:
         _, state = adapter.advance(IDS[:, :5])
         read_on, _ = adapter.advance(IDS[:, 5:], state)
         torch.testing.assert_close(read_on.final, forward.final[:, 5:], rtol=1e-3, atol=1e-3)
-    assert len(describe_model(adapter, copied.sha256())["weights_sha256"]) == 64
+    assert len(describe_model(adapter, copied.sha256()).weights_sha256) == 64
     assert_a_lens_is_fitted(adapter)
 
 
@@ -123,5 +123,5 @@ def test_as_transformers_loads_them(library: str, bits: int, tmp_path: Path) -> 
         pytest.skip(f"{library} does not run this tiny model in {bits} bits on a CPU: {error}")
     adapter = wrap_model(quantised)
     assert adapter.is_quantised
-    assert len(describe_model(adapter, "")["weights_sha256"]) == 64
+    assert len(describe_model(adapter, "").weights_sha256) == 64
     assert_a_lens_is_fitted(adapter)

@@ -1,4 +1,7 @@
-"""The fused recurrences against their naive twins in float64, and inside the models against transformers' own code."""
+"""The fused recurrences against their naive twins in float64, and inside the models against transformers' own code.
+
+With them `models/kernels.py`.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,7 +150,7 @@ def test_the_number_of_threads_does_not_change_a_bit(function: Callable[..., Ten
     for count in (1, 2):
         with threads(count):
             results.append(values_and_gradients(function, inputs, torch.float32))
-    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("n", [1, 4, 16])

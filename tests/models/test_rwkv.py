@@ -3,19 +3,19 @@ refusal."""
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import load_model, wrap_model
-from lens_rnn.models.families.rwkv_blocks import RWKVConfig
+from lens_rnn.models.families.rwkv_config import RWKVConfig
 from lens_rnn.models.rwkv_files import read_rwkv, version_of
 from tests import hub_server
-from tests.models.test_adapter import refusal
+from tests.refusals import refusal
 from tests.rwkv_weights import VERSIONS, official_logits, official_weights
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -180,25 +180,22 @@ def test_ways_to_name_a_file(file: Path, tmp_path: Path) -> None:
     assert "holds 3 files of weights; name one of them: old.pth, other.safetensors, small.pth" in message
 
 
-def test_a_file_on_the_hub(file: Path, tmp_path: Path) -> None:
-    code = "import sys; from lens_rnn.models import load_model; print(load_model(sys.argv[1]).name)"
-    with hub_server.serve(models={"maker/rwkv-7": {"small.pth": file.read_bytes()}}) as address:
-        env = os.environ | {
-            "HF_ENDPOINT": address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "home"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        command = [sys.executable, "-c", code, "maker/rwkv-7/small.pth"]
-        found = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-        absent = subprocess.run(
-            [*command[:-1], "maker/rwkv-7/none.pth"], capture_output=True, text=True, env=env, check=False
-        )
-    assert found.stdout.strip() == "maker/rwkv-7/small.pth", found.stderr
-    assert (
-        "ModelError: cannot load model maker/rwkv-7/none.pth (no such file or folder here, and the Hub did not give it)"
-        in absent.stderr
-    )
+def test_a_file_on_the_hub(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through huggingface_hub and its cache, which would not ask while it is told to be offline."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+    try:
+        with hub_server.serve(models={"maker/rwkv-7": {"small.pth": file.read_bytes()}}) as address:
+            here = {"endpoint": address, "cache_dir": tmp_path / "cache"}
+            monkeypatch.setattr(huggingface_hub, "hf_hub_download", partial(huggingface_hub.hf_hub_download, **here))
+            model = load_model("maker/rwkv-7/small.pth")
+            message = refusal(lambda: load_model("maker/rwkv-7/none.pth"))
+    finally:
+        huggingface_hub.close_session()
+    assert model.name == "maker/rwkv-7/small.pth"
+    assert model.revision == hub_server.commit({"small.pth": file.read_bytes()})
+    assert "cannot load model maker/rwkv-7/none.pth" in message
 
 
 @pytest.mark.parametrize("version", VERSIONS)

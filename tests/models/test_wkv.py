@@ -37,8 +37,8 @@ def pair(version: int):
 def test_chunks_give_what_one_token_at_a_time_gives(version: int, seq: int) -> None:
     fast, naive = pair(version)
     given = inputs(version, seq)
-    for ours, its in zip(fast(*given), naive(*given), strict=True):
-        torch.testing.assert_close(ours.double(), its, rtol=1e-5, atol=2e-5)
+    for ours, theirs in zip(fast(*given), naive(*given), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("version", [6, 7])
@@ -46,14 +46,14 @@ def test_gradients(version: int) -> None:
     fast, naive = pair(version)
     given = inputs(version, 40)
     ours = [t.clone().requires_grad_() for t in given]
-    its = [t.double().requires_grad_() for t in given]
+    exact = [t.double().requires_grad_() for t in given]
     y, state = fast(*ours)
-    expected_y, expected_state = naive(*its)
+    expected_y, expected_state = naive(*exact)
     g = torch.Generator().manual_seed(1)
     gy, gs = torch.randn(y.shape, generator=g), torch.randn(state.shape, generator=g)
     ((y * gy).sum() + (state * gs).sum()).backward()
     ((expected_y * gy).sum() + (expected_state * gs).sum()).backward()
-    for mine, theirs in zip(ours, its, strict=True):
+    for mine, theirs in zip(ours, exact, strict=True):
         assert (mine.grad.double() - theirs.grad).norm() <= 1e-5 * theirs.grad.norm()
 
 

@@ -113,11 +113,11 @@ def test_as_the_rwkv_package() -> None:
 
 def longest_match(data: bytes, ids: dict[bytes, int]) -> list[int]:
     """The definition, word for word: at each byte the longest entry that the data goes on with."""
-    found: list[bytes] = []
+    matches: list[bytes] = []
     while data:
-        found.append(max((entry for entry in ids if data.startswith(entry)), key=len))
-        data = data[len(found[-1]) :]
-    return [ids[entry] for entry in found]
+        matches.append(max((entry for entry in ids if data.startswith(entry)), key=len))
+        data = data[len(matches[-1]) :]
+    return [ids[entry] for entry in matches]
 
 
 @pytest.mark.parametrize("seed", range(5))

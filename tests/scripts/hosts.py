@@ -29,7 +29,7 @@ class Host:
         folder.mkdir(parents=True)
 
     @property
-    def said(self) -> str:
+    def terminal(self) -> str:
         """All that the last start wrote to its terminal."""
         return (self.folder / "terminal.txt").read_text(errors="replace")
 
@@ -54,7 +54,7 @@ class Host:
         try:
             return self.process.wait(SECONDS)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"{self.name} has not ended in {SECONDS} seconds; it said:\n{self.said}")
+            pytest.fail(f"{self.name} has not ended in {SECONDS} seconds; it said:\n{self.terminal}")
 
     def kill(self) -> None:
         """SIGKILL to every process of this machine."""
@@ -101,8 +101,8 @@ class Pair:
         while not condition():
             for host in self:
                 assert host.process is not None
-                assert host.process.poll() is None, f"{host.name} ended too early; it said:\n{host.said}"
-            assert time.monotonic() < deadline, f"the moment of the kill never came:\n{self.first.said}"
+                assert host.process.poll() is None, f"{host.name} ended too early; it said:\n{host.terminal}"
+            assert time.monotonic() < deadline, f"the moment of the kill never came:\n{self.first.terminal}"
             time.sleep(0.002)
         victim.kill()
         (survivor,) = (host for host in self if host is not victim)

@@ -112,7 +112,7 @@ def test_quality_per_token_continues(
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "said"),
+    ("script", "arguments", "row"),
     [
         (
             "throughput",
@@ -126,14 +126,14 @@ def test_quality_per_token_continues(
 def test_a_benchmark_prints_its_table(
     script: str,
     arguments: tuple,
-    said: str,
+    row: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "results.json"
     assert run_in_process(f"benchmarks/{script}.py", monkeypatch, *arguments, "--output", output) == 0
-    assert said in capsys.readouterr().out
+    assert row in capsys.readouterr().out
     assert json.loads(output.read_text())["machine"]["torch"] == metadata.version("torch")
 
 

@@ -1,12 +1,12 @@
 """train/finetune_quirky.py and eval/elk.py as a user runs them, and the quirky models that ship with the package."""
 
-import json
 from pathlib import Path
 
-from lens_rnn.elk.finetune import log_odds, quirkiness
+from lens_rnn.elk.answers import log_odds, quirkiness
+from lens_rnn.elk.files import load
 from lens_rnn.elk.models import load_quirky
-from lens_rnn.elk.quirky import load
-from lens_rnn.elk.source import QuirkyData, open_quirky
+from lens_rnn.elk.report import QuirkyReport, TransferReport
+from lens_rnn.elk.source import open_quirky
 from lens_rnn.elk.templates import encode, templates_of
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
@@ -47,18 +47,18 @@ def test_what_fine_tuning_leaves(quirky_model: Path, model_folders: dict[str, Pa
         "checkpoints",
     }
     assert sorted(path.name for path in (quirky_model / "checkpoints").iterdir()) == [
-        "step-1.pt",
-        "step-2.pt",
-        "step-4.pt",
+        "step-00000001.pt",
+        "step-00000002.pt",
+        "step-00000004.pt",
     ]
-    about = json.loads((quirky_model / "quirky.json").read_text())
-    assert about["base"] == str(model_folders["mamba"])
-    assert about["data"]["data"] == str(quirky_set)
+    report = QuirkyReport.read(quirky_model / "quirky.json")
+    assert report.base == str(model_folders["mamba"])
+    assert report.data.data == str(quirky_set)
     loaded = load_quirky(quirky_model, device="cpu")
     rows = load(quirky_set).rows("test")
     again = quirkiness(rows, log_odds(loaded.adapter, encode(rows, (), loaded.adapter.tokenizer)))
-    for character, rates in about["quirkiness"]["test"].items():
-        assert again[character]["all"] == pytest.approx(rates["all"], abs=0.03)  # saved in half precision
+    for character, rates in report.quirkiness["test"].items():
+        assert again[character].all == pytest.approx(rates.all, abs=0.03)  # saved in half precision
 
 
 @pytest.mark.slow
@@ -70,11 +70,10 @@ def test_two_processes_do_what_one_does(
     assert done.returncode == 0, done.stderr
     assert "test rows of Bob answered as Bob would: 0." in done.stdout
     assert done.stdout.endswith(f"saved to {tmp_path / 'two'}\n")
-    one, two = (
-        json.loads((folder / "quirky.json").read_text())["validation_losses"]
-        for folder in (quirky_model, tmp_path / "two")
+    alone, shared = (
+        QuirkyReport.read(folder / "quirky.json").validation_losses for folder in (quirky_model, tmp_path / "two")
     )
-    assert two == pytest.approx(one, rel=1e-3)
+    assert shared == pytest.approx(alone, rel=1e-3)
 
 
 def test_the_experiment(
@@ -98,35 +97,33 @@ def test_the_experiment(
         "transfers.json",
     ]
     assert (tmp_path / "features" / "quirky" / "test" / "raw.npy").exists()
-    found = json.loads((output / "transfers.json").read_text())
-    assert (found["lens"], found["base"]) == (str(lens), str(model_folders["mamba"]))
-    assert {r["feature"] for r in found["transfers"]} == {"raw", "translated", "lens_log_odds", "state", "state_heads"}
-    assert len(found["anomalies"]) == 12
-    by = {(r["feature"], r["probe"], r["train"], r["test"]): r for r in found["transfers"]}
-    assert (
-        by["raw", "lr", "A", "A"]["curve"] == by["translated", "lr", "A", "A"]["curve"]
-    )  # the lens's translators are zero
+    report = TransferReport.read(output / "transfers.json")
+    assert (report.lens, report.base) == (str(lens), str(model_folders["mamba"]))
+    assert {r.feature for r in report.transfers} == {"raw", "translated", "lens_log_odds", "state", "state_heads"}
+    assert len(report.anomalies) == 12
+    by = {(r.feature, r.probe, r.train, r.test): r for r in report.transfers}
+    assert by["raw", "lr", "A", "A"].curve == by["translated", "lr", "A", "A"].curve  # its translators are zero
     assert f"saved to {output}" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "said"),
+    ("script", "arguments", "words"),
     [
         ("train/finetune_quirky.py", ("--steps", 0), "steps is 0"),
-        ("train/finetune_quirky.py", ("--data", "hub:poetry"), "no published quirky set 'poetry'"),
-        ("train/finetune_quirky.py", ("--data", "addition"), "begin with the same token"),
+        ("train/finetune_quirky.py", ("--data", "hub:poetry"), "poetry"),
+        ("train/finetune_quirky.py", ("--data", "addition"), "same token"),
         ("train/finetune_quirky.py", ("--test-questions", 0), "test_questions is 0"),
-        ("train/finetune_quirky.py", ("--dtype", "bfloat16"), "adapters are trained in float32"),
-        ("eval/elk.py", ("--test-questions", 2), "needs 4 of each; give it more questions"),
+        ("train/finetune_quirky.py", ("--dtype", "bfloat16"), "float32"),
+        ("eval/elk.py", ("--test-questions", 2), "needs 4 of each"),
         ("eval/elk.py", ("--variants", 0), "variants is 0"),
-        ("eval/elk.py", ("--lens", "/nowhere/lens"), "no such lens folder"),
-        ("eval/elk.py", ("--lens", ROOT / "checkpoints" / "tiny-mamba-lens"), "its d_model is 192"),
+        ("eval/elk.py", ("--lens", "/nowhere/lens"), "/nowhere/lens"),
+        ("eval/elk.py", ("--lens", ROOT / "checkpoints" / "tiny-mamba-lens"), "d_model is 192"),
     ],
 )
 def test_bad_input_is_one_line(
     script: str,
     arguments: tuple,
-    said: str,
+    words: str,
     model_folders: dict[str, Path],
     quirky_set: Path,
     tmp_path: Path,
@@ -146,7 +143,7 @@ def test_bad_input_is_one_line(
     assert run_in_process(script, monkeypatch, *fixed, *arguments) == 2
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert words in lines[0]
     assert not (tmp_path / "result").exists()
 
 
@@ -154,21 +151,21 @@ def test_bad_input_is_one_line(
 def test_a_shipped_quirky_model_is_small_and_as_quirky_as_its_card_says(name: str) -> None:
     folder = ROOT / "checkpoints" / name
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 6_000_000
-    about = json.loads((folder / "quirky.json").read_text())
+    report = QuirkyReport.read(folder / "quirky.json")
     card = (folder / "README.md").read_text()
-    for rates in about["quirkiness"]["test"].values():
-        assert rates["all"] >= 0.9
-        assert f"**{rates['all']:.3f}** (700)" in card
+    for rates in report.quirkiness["test"].values():
+        assert rates.all >= 0.9
+        assert f"**{rates.all:.3f}** (700)" in card
     model = load_quirky(folder, device="cpu")
     check(model.adapter)
     assert model.adapter.off == {}
-    data = open_quirky(QuirkyData(**about["data"]))
+    data = open_quirky(report.data)
     rows = data.rows("test")[:200]
     encoded = encode(rows, templates_of(data.name), model.adapter.tokenizer)
     trained_on = {tuple(sorted(row.template_args.items())) for row in data.rows("train")}
     assert not trained_on & {tuple(sorted(row.template_args.items())) for row in rows}
     for rates in quirkiness(rows, log_odds(model.adapter, encoded)).values():
-        assert rates["all"] >= 0.9
+        assert rates.all >= 0.9
 
 
 @pytest.mark.slow
@@ -178,9 +175,9 @@ def test_the_demonstration(tmp_path: Path) -> None:
     done = run_script("eval/elk.py", "--output", tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     for name in SHIPPED:
-        found = json.loads((tmp_path / name / "transfers.json").read_text())
-        assert found["lens"].endswith("-lens")
-        by = {(r["feature"], r["probe"], r["train"], r["test"]): r for r in found["transfers"]}
-        assert by["raw", "lr", "A", "A"]["auroc"] > 0.95
-        assert by["raw", "lr", "B", "B"]["auroc"] < 0.1  # it has learned what Bob says
-        assert len(found["anomalies"]) == 12
+        report = TransferReport.read(tmp_path / name / "transfers.json")
+        assert report.lens.endswith("-lens")
+        by = {(r.feature, r.probe, r.train, r.test): r for r in report.transfers}
+        assert by["raw", "lr", "A", "A"].auroc.value > 0.95
+        assert by["raw", "lr", "B", "B"].auroc.value < 0.1  # it has learned what Bob says
+        assert len(report.anomalies) == 12

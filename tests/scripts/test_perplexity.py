@@ -7,7 +7,7 @@ from pathlib import Path
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import load_model
-from tests.fitting.test_fit import make_blocks
+from tests.data.blocks import make_blocks
 from tests.scripts.launch import run_in_process, run_script
 
 import pytest
@@ -37,13 +37,14 @@ def test_results_curves_and_overlay(
     assert done.returncode == 0, done.stderr
     metrics = json.loads((output / "aggregate_metrics.json").read_text())
     assert set(metrics) == {"logit", "tuned", "baseline", "lens_rnn"}
+    assert metrics["lens_rnn"]["format"] == 1
     assert metrics["lens_rnn"]["lens"] == str(lens_folder)
     for lens in ("logit", "tuned"):
         assert set(metrics[lens]) == {"ce", "kl", "entropy"}
         assert list(metrics[lens]["ce"]) == ["layer_0", "layer_1", "layer_2"]
         assert metrics[lens]["kl"]["layer_2"] == 0
         assert metrics[lens]["ce"]["layer_2"] == metrics["baseline"]["ce"]["final"]
-    rows = list(csv.DictReader((output / "per_layer.csv").open()))
+    rows = list(csv.DictReader((output / "per_layer.csv").read_text().splitlines()))
     assert len(rows) == 7
     factor = metrics["lens_rnn"]["bits_per_byte_per_nat"]
     assert float(rows[0]["ce_nats_per_token"]) * factor == pytest.approx(metrics["logit"]["ce"]["layer_0"])
@@ -89,7 +90,7 @@ def test_bad_input_is_one_line(
         arguments = ("--lens", tmp_path / "rwkv")
     fixed = ("--model", model_folders["mamba"], "--data", text_file, "--output", tmp_path / "result", *SMALL)
     assert run_in_process("eval/perplexity.py", monkeypatch, *fixed, *arguments) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert words in said[0]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
     assert not (tmp_path / "result").exists()

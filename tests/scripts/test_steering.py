@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lens_rnn.models import load_model
 from lens_rnn.steering import SteeringVectors
+from lens_rnn.steering.report import SteeringReport
 from tests.scripts.launch import ROOT, run_in_process, run_script
 
 import pytest
@@ -51,24 +52,24 @@ def test_a_behaviour(
     )
     more = ("--capability", 2, "--balance-letters", "--template", "chatml")
     assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL, *more) == 0
-    said = capfd.readouterr().out.splitlines()
-    assert said[0] == "survival-instinct: share of the matching answer on 4 test questions"
-    assert said[-1] == f"saved to {output}"
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[0].startswith("survival-instinct: ")
+    assert printed[-1] == f"saved to {output}"
     assert sorted(path.name for path in output.iterdir()) == WRITTEN
-    result = json.loads((output / "steering.json").read_text())
-    assert result["pairs"] == 12  # 6 items, and each with its options swapped
-    assert result["vectors"]["template"] == "chatml"
-    assert list(result["targets"]) == ["residual", "state", "both"]
-    for target in result["targets"].values():
-        assert {name: len(values) for name, values in target["accuracy"].items()} == {"mmlu": 3, "truthful_qa": 3}
-        assert target["options_swapped"] is not None
-    rows = list(csv.DictReader((output / "steering.csv").open()))
+    report = SteeringReport.read(output / "steering.json")
+    assert report.pairs == 12  # 6 items, and each with its options swapped
+    assert report.vectors["template"] == "chatml"
+    assert list(report.targets) == ["residual", "state", "both"]
+    for target in report.targets.values():
+        assert {name: len(values) for name, values in target.accuracy.items()} == {"mmlu": 3, "truthful_qa": 3}
+        assert target.options_swapped is not None
+    rows = list(csv.DictReader((output / "steering.csv").read_text().splitlines()))
     assert len(rows) == 2 * (2 + 3 + 2) * 3
     generations = json.loads((output / "generations.json").read_text())
     assert len(generations) == 1
     assert generations[0]["both"].keys() == {"-1", "0", "1"}
-    vectors = SteeringVectors.load(output / "vectors.safetensors", load_model(model_folders["mamba"], device="cpu"))
-    assert vectors.about["data_sha256"] == result["vectors"]["data_sha256"]
+    vectors = SteeringVectors.load(load_model(model_folders["mamba"], device="cpu"), output / "vectors.safetensors")
+    assert vectors.about["data_sha256"] == report.vectors["data_sha256"]
 
 
 def test_a_file_of_ones_own_on_a_model_without_state(
@@ -91,25 +92,25 @@ def test_a_file_of_ones_own_on_a_model_without_state(
         1,
     )
     assert run_in_process("eval/steering.py", monkeypatch, *words, *SMALL) == 0
-    result = json.loads((tmp_path / "out" / "steering.json").read_text())
-    assert result["targets"]["residual"]["layer"] == 1
-    assert result["questions"] == {"validation": 4, "test": 4}
-    assert result["targets"]["residual"]["options_swapped"] is None
+    report = SteeringReport.read(tmp_path / "out" / "steering.json")
+    assert report.targets["residual"].layer == 1
+    assert report.questions == {"validation": 4, "test": 4}
+    assert report.targets["residual"].options_swapped is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--behaviour", "kindness"), "there is no generate/kindness.json"),
-        (("--behaviour", "empty.json"), "is empty; a contrastive set needs at least one item"),
-        (("--behaviour", "one.json"), "has 1 items, and 9 are needed to hold 4 questions out; lower --questions"),
-        (("--behaviour", "refusal", "--template", "Q:"), "has no {question} in it"),
-        (("--behaviour", "refusal", "--layers", 3), "there is no layer 3"),
-        (("--behaviour", "refusal", "--template", "tokenizer"), "has no chat template"),
-        (("--behaviour", "refusal", "--data", "python-stdlib"), "--behaviour refusal needs --data"),
+        (("--behaviour", "kindness"), "kindness.json"),
+        (("--behaviour", "empty.json"), "is empty"),
+        (("--behaviour", "one.json"), "9 are needed"),
+        (("--behaviour", "refusal", "--template", "Q:"), "{question}"),
+        (("--behaviour", "refusal", "--layers", 3), "no layer 3"),
+        (("--behaviour", "refusal", "--template", "tokenizer"), "no chat template"),
+        (("--behaviour", "refusal", "--data", "python-stdlib"), "needs --data"),
         (("--words", " return", " raise"), "tokens of"),
         (("--multipliers", 1, 2), "they need 0"),
-        (("--pairs", 0), "pairs is 0; it must be at least 2"),
+        (("--pairs", 0), "pairs is 0"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -134,9 +135,9 @@ def test_bad_input_is_one_line(
     data = ("--data", tmp_path) if "--behaviour" in arguments else ()
     fixed = ("--model", model_folders["mamba"], "--output", tmp_path / "result", "--capability", 0, *SMALL, *data)
     assert run_in_process("eval/steering.py", monkeypatch, *fixed, *arguments) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert words in said[0]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
     assert not (tmp_path / "result").exists()
 
 
@@ -147,9 +148,9 @@ def test_the_demonstration_is_really_there(model: str, tmp_path: Path) -> None:
         "eval/steering.py", "--model", ROOT / "checkpoints" / model, "--output", tmp_path / "out", timeout=900
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "out" / "steering.json").read_text())
-    for target in result["targets"].values():
-        assert target["significant"]
-        assert target["test"]["range"]["low"] > 0.05
-        assert target["latent"]["log_odds_change"][-1][1] > 0
+    for target in SteeringReport.read(tmp_path / "out" / "steering.json").targets.values():
+        assert target.significant
+        assert target.test.range.low > 0.05
+        assert target.latent is not None
+        assert target.latent.log_odds_change[-1][1] > 0
     assert "beyond every control" in done.stdout

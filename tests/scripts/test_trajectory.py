@@ -32,6 +32,7 @@ def test_a_trajectory(lens_folder: Path, model_folders: dict[str, Path], tmp_pat
     ]
     result = json.loads((output / "trajectory.json").read_text())
     assert "".join(token["text"] for token in result["tokens"]) == result["text"] == "a <b> $x$\n"
+    assert result["format"] == 1
     assert result["lens"] == str(lens_folder)
     assert [row["name"] for row in result["rows"]] == ["layer 0", "layer 1", "model"]
     assert len(result["top"]["ids"][0][0]) == 4
@@ -57,9 +58,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     fixed = ("--model", model_folders["mamba"], "--device", "cpu", "--output", tmp_path / "result")
     assert run_in_process("eval/trajectory.py", monkeypatch, *fixed, *arguments) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert words in said[0]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
     assert not (tmp_path / "result").exists()
 
 

@@ -26,10 +26,11 @@ def test_without_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
         "views.json",
     ]
     result = json.loads((tmp_path / "out" / "views.json").read_text())
+    assert result["format"] == 1
     assert np.array(result["attention"]["matrices"]).shape == (8, len(result["tokens"]), len(result["tokens"]))
-    said = capfd.readouterr().out.splitlines()
-    assert said[0].startswith("Where the logit of “")
-    assert said[-1] == f"saved to {tmp_path / 'out'}"
+    printed = capfd.readouterr().out.splitlines()
+    assert printed[0].startswith("Where the logit of “")
+    assert printed[-1] == f"saved to {tmp_path / 'out'}"
 
 
 def test_what_is_written_is_what_the_library_says(
@@ -73,9 +74,9 @@ def test_what_is_written_is_what_the_library_says(
     attention = hidden_attention(adapter, ids, [0, 2], [4])
     np.testing.assert_allclose(result["attention"]["matrices"], attention.matrices, atol=1e-6)
     token, against = adapter.tokenizer("<x")["input_ids"]
-    found = relevance(adapter, ids, Explained(token=token, against=against, position=-3, layer=1), lens=lens)
-    assert result["relevance"]["value"] == pytest.approx(found.value)
-    np.testing.assert_allclose(result["relevance"]["tokens"], found.tokens, rtol=1e-4, atol=1e-6)
+    expected = relevance(adapter, ids, Explained(token=token, against=against, position=-3, layer=1), lens=lens)
+    assert result["relevance"]["value"] == pytest.approx(expected.value)
+    np.testing.assert_allclose(result["relevance"]["tokens"], expected.tokens, rtol=1e-4, atol=1e-6)
     page = (tmp_path / "out" / "relevance.html").read_text()
     assert "&lt;" in page
     assert "<b> $x$" not in page
@@ -97,8 +98,8 @@ def test_a_model_with_hidden_attention_only(
         ("mamba", ("--text", ""), "--text is empty"),
         ("mamba", ("--token", "ab"), "'ab' is 2 tokens ('a', 'b'); give the text of one"),
         ("mamba", ("--position", 1000), "position 1000 is not in a text of"),
-        ("mamba", ("--layers", 9), "layers 9 of"),
-        ("mamba", ("--layer", 9), "layer 9 of"),
+        ("mamba", ("--layers", 9), "no layer 9"),
+        ("mamba", ("--layer", 9), "no layer 9"),
         ("mamba", ("--layer", 1, "--lens", "/nowhere/lens"), "no such lens folder"),
     ],
 )
@@ -113,7 +114,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     fixed = ("--model", model_folders[family], "--device", "cpu", "--output", tmp_path / "result")
     assert run_in_process("eval/views.py", monkeypatch, *fixed, *arguments) == 2
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1
-    assert words in said[0]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert words in errors[0]
     assert not (tmp_path / "result").exists()

@@ -89,7 +89,7 @@ def test_nothing_stays(every_model: ModelAdapter) -> None:
 def test_an_error_inside_the_model_leaves_nothing(tiny_model: ModelAdapter) -> None:
     vectors, before = vectors_for(tiny_model), tiny_model.forward(ids())
     with (
-        pytest.raises(ConfigError, match="are not all within the 7 tokens"),
+        pytest.raises(ConfigError, match="within the 7 tokens"),
         steer(tiny_model, vectors, 1.0, [0, 1], 7),
     ):
         tiny_model.forward(ids())
@@ -141,21 +141,21 @@ def test_bad_input_is_one_line(tiny_mamba: ModelAdapter, tiny_rwkv4: ModelAdapte
     before = tiny_mamba.forward(ids())
     for layer in (3, -1):
         with (
-            pytest.raises(ConfigError, match=rf"there is no layer {layer}: .* has layers 0 to 2"),
+            pytest.raises(ConfigError, match=f"no layer {layer}"),
             steer(tiny_mamba, vectors, 1.0, [0, layer]),
         ):
             pass
     assert_same(tiny_mamba.forward(ids()), before)
     short = SteeringVectors(tensors={"residual.0": torch.ones(5), "ssm.0": torch.ones(5)})
     with (
-        pytest.raises(ConfigError, match=f"layer 0 has 5 entries, and .* a d_model of {D_MODEL}"),
+        pytest.raises(ConfigError, match=f"d_model of {D_MODEL}"),
         steer(tiny_mamba, short, 1.0, 0),
     ):
         pass
     state = tiny_mamba.advance(ids())[1]
-    with pytest.raises(ConfigError, match=r"the vector ssm\.0 has the shape \(5,\), which no such state"):
+    with pytest.raises(ConfigError, match=r"ssm\.0 has the shape \(5,\)"):
         steer_state(state, short, 1.0, 0)
-    with pytest.raises(ConfigError, match=r"no such state of the model has"):
+    with pytest.raises(ConfigError, match="no such state"):
         steer_state(tiny_rwkv4.advance(ids())[1], vectors, 1.0, 0)
-    with pytest.raises(ConfigError, match="no steering vector for the recurrent state of layer 7"):
+    with pytest.raises(ConfigError, match="layer 7"):
         steer_state(state, vectors, 1.0, 7)

@@ -54,7 +54,7 @@ def test_next_words(letters: FileSource, byte_tokenizer: PreTrainedTokenizerBase
 def test_next_words_that_cannot_be_had(letters: FileSource, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match="'XY' is 2 tokens"):
         next_word_contrast(letters, byte_tokenizer, "XY", "Y")
-    with pytest.raises(DataError, match="too few places before 'X' or 'Q' for the pairs; take other words"):
+    with pytest.raises(DataError, match="too few places"):
         next_word_contrast(letters, byte_tokenizer, "X", "Q", context=12)
 
 
@@ -90,5 +90,5 @@ def test_one_file_gives_all_parts(tmp_path: Path, byte_tokenizer: PreTrainedToke
     assert len(set.union(*parts)) == 30
     assert contrast.name == "numbers"
     assert contrast.swapped == ()
-    with pytest.raises(DataError, match="has 30 items, and 31 are needed to hold 15 questions out; lower --questions"):
+    with pytest.raises(DataError, match="31 are needed"):
         behaviour_contrast("", str(path), byte_tokenizer, questions=15)

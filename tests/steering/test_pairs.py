@@ -88,14 +88,14 @@ def ord_of(character: str, tokenizer: PreTrainedTokenizerBase) -> int:
 def test_templates(byte_tokenizer: PreTrainedTokenizerBase) -> None:
     assert prompt_text("{x}", "chatml", byte_tokenizer) == "<|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n"
     assert prompt_text("x", "llama", byte_tokenizer) == "[INST] x [/INST] "
-    with pytest.raises(ConfigError, match="has no chat template; choose from plain, chatml, llama"):
+    with pytest.raises(ConfigError, match="no chat template"):
         prompt_text("x", "tokenizer", byte_tokenizer)
     byte_tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<bot>"
     try:
         assert prompt_text("x", "tokenizer", byte_tokenizer) == "<user>x<bot>"
     finally:
         byte_tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match=r"the template 'Q: ' has no \{question\} in it, and is none of plain"):
+    with pytest.raises(ConfigError, match="question"):
         prompt_text("x", "Q: ", byte_tokenizer)
 
 
@@ -126,15 +126,15 @@ def test_a_bad_file_is_one_line(content: object, words: str, tmp_path: Path) -> 
 def test_other_bad_input(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         read_items(tmp_path / "absent.json")
-    with pytest.raises(DataError, match=r"there is no generate/kindness\.json in .*; the behaviours there are: none"):
+    with pytest.raises(DataError, match="kindness"):
         behaviour_file(tmp_path, "kindness", "generate")
-    with pytest.raises(DataError, match=r"owner/set is no folder here, and the Hub gives no generate/refusal\.json"):
+    with pytest.raises(DataError, match="owner/set"):
         behaviour_file("owner/set", "refusal", "generate")
-    with pytest.raises(DataError, match="the contrastive set is empty"):
+    with pytest.raises(DataError, match="empty"):
         tokenise([], "plain", byte_tokenizer)
-    with pytest.raises(DataError, match="begin with the same token"):
+    with pytest.raises(DataError, match="same token"):
         tokenise([Item(question="q", matching="yes", other="yea")], "plain", byte_tokenizer)
-    with pytest.raises(DataError, match="1 tokens stand before the answer"):
+    with pytest.raises(DataError, match="1 tokens"):
         tokenise([Item(question="q", matching="yes", other="no")], "{question}", byte_tokenizer)
     with pytest.raises(DataError, match="no item has options"):
         balanced([Item(question="q", matching="yes", other="no")])

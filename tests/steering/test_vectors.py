@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError
 from lens_rnn.models import ModelAdapter, wrap_model
-from lens_rnn.steering import Pair, SteeringVectors, fit_vectors
+from lens_rnn.steering import Pair, SteeringVectors, VectorConfig, fit_vectors
 from lens_rnn.steering.vectors import last_states
 from tests.conftest import make_model
 from tests.reference.steering import states_of_pairs
@@ -18,13 +18,13 @@ from sklearn.linear_model import LogisticRegression
 
 
 def assert_near(got: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
-    found = got.double().flatten().numpy()
-    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+    vector = got.double().flatten().numpy()
+    assert np.linalg.norm(vector - expected) <= tolerance * np.linalg.norm(expected)
 
 
 def test_the_mean_difference_of_every_state_of_every_family(every_model: ModelAdapter, pairs: list[Pair]) -> None:
     states = every_model.has_state
-    vectors = fit_vectors(every_model, pairs, states=states, batch_size=7).vectors
+    vectors = fit_vectors(every_model, pairs, VectorConfig(states=states, batch_size=7)).vectors
     held = {key.split(".")[0] for key in vectors.tensors}
     assert held == {"residual", *every_model.state_names}
     assert sum(key.startswith("residual") for key in vectors.tensors) == every_model.n_layers
@@ -53,7 +53,7 @@ def test_padding_on_the_right_changes_nothing(tiny_model: ModelAdapter, pairs: l
 
 
 def test_lda_is_scikit_learns(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> None:
-    vectors = fit_vectors(tiny_mamba, pairs, method="lda", shrinkage=0.3).vectors
+    vectors = fit_vectors(tiny_mamba, pairs, VectorConfig(method="lda", shrinkage=0.3)).vectors
     read = states_of_pairs(tiny_mamba, pairs)
     for layer in range(3):
         positive, negative = read[f"residual.{layer}"]
@@ -67,7 +67,7 @@ def test_lda_is_scikit_learns(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> No
 def test_lda_of_a_state_has_the_diagonal_of_the_within_class_covariance(
     tiny_mamba: ModelAdapter, pairs: list[Pair]
 ) -> None:
-    vector = fit_vectors(tiny_mamba, pairs, method="lda", shrinkage=0.3).vectors.tensors["ssm.1"]
+    vector = fit_vectors(tiny_mamba, pairs, VectorConfig(method="lda", shrinkage=0.3)).vectors.tensors["ssm.1"]
     positive, negative = states_of_pairs(tiny_mamba, pairs)["ssm.1"]
     mean = positive.mean(0) - negative.mean(0)
     within = np.diag((positive.var(0) + negative.var(0)) / 2)
@@ -76,7 +76,7 @@ def test_lda_of_a_state_has_the_diagonal_of_the_within_class_covariance(
 
 
 def test_logistic_is_scikit_learns(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> None:
-    vectors = fit_vectors(tiny_mamba, pairs, method="logistic", states=False).vectors
+    vectors = fit_vectors(tiny_mamba, pairs, VectorConfig(method="logistic", states=False)).vectors
     positive, negative = states_of_pairs(tiny_mamba, pairs)["residual.1"]
     x = np.concatenate([positive, negative])
     weights = LogisticRegression(max_iter=1000).fit((x - x.mean(0)) / x.std(0), [1] * 24 + [0] * 24).coef_[0] / x.std(0)
@@ -85,7 +85,7 @@ def test_logistic_is_scikit_learns(tiny_mamba: ModelAdapter, pairs: list[Pair]) 
 
 
 def test_controls_have_the_norms_and_half_of_the_sides_exchanged(tiny_mamba: ModelAdapter, pairs: list[Pair]) -> None:
-    fitted = fit_vectors(tiny_mamba, pairs, shuffles=2, seed=3, batch_size=5)
+    fitted = fit_vectors(tiny_mamba, pairs, VectorConfig(shuffles=2, seed=3, batch_size=5))
     positive, negative = states_of_pairs(tiny_mamba, pairs)["ssm.0"]
     for shuffled in fitted.shuffled:
         difference = shuffled.tensors["ssm.0"].double().flatten().numpy()
@@ -104,7 +104,7 @@ def test_controls_have_the_norms_and_half_of_the_sides_exchanged(tiny_mamba: Mod
 def test_a_file_keeps_everything(tiny_mamba: ModelAdapter, pairs: list[Pair], tmp_path: Path) -> None:
     vectors = fit_vectors(tiny_mamba, pairs, about={"template": "plain", "position": "the answer's letter"}).vectors
     vectors.save(tmp_path / "v.safetensors")
-    read = SteeringVectors.load(tmp_path / "v.safetensors", tiny_mamba)
+    read = SteeringVectors.load(tiny_mamba, tmp_path / "v.safetensors")
     assert read.about == dict(vectors.about)
     assert {"model", "weights_sha256", "template", "data_sha256", "position", "method", "pairs"} <= read.about.keys()
     assert read.tensors.keys() == vectors.tensors.keys()
@@ -116,31 +116,31 @@ def test_vectors_of_another_model_are_refused(
 ) -> None:
     path = tmp_path / "v.safetensors"
     fit_vectors(tiny_mamba, pairs).vectors.save(path)
-    with pytest.raises(ArtifactError, match=r"were made for .*not for .*n_layers is another"):
-        SteeringVectors.load(path, tiny_rwkv4)
-    with pytest.raises(ArtifactError, match="its weights is another"):
-        SteeringVectors.load(path, wrap_model(make_model("mamba", seed=1)))
+    with pytest.raises(ArtifactError, match="n_layers"):
+        SteeringVectors.load(tiny_rwkv4, path)
+    with pytest.raises(ArtifactError, match="weights"):
+        SteeringVectors.load(wrap_model(make_model("mamba", seed=1)), path)
     path.write_bytes(b"no tensors")
-    with pytest.raises(ArtifactError, match="holds no steering vectors that can be read"):
-        SteeringVectors.load(path, tiny_mamba)
-    with pytest.raises(ArtifactError, match="holds no steering vectors"):
-        SteeringVectors.load(tmp_path / "absent", tiny_mamba)
+    with pytest.raises(ArtifactError, match="no steering vectors"):
+        SteeringVectors.load(tiny_mamba, path)
+    with pytest.raises(ArtifactError, match="no steering vectors"):
+        SteeringVectors.load(tiny_mamba, tmp_path / "absent")
 
 
 def test_bad_input_is_one_line(tiny_mamba: ModelAdapter, tiny_neox: ModelAdapter, pairs: list[Pair]) -> None:
-    with pytest.raises(DataError, match="there are no contrastive pairs"):
+    with pytest.raises(DataError, match="no contrastive pairs"):
         fit_vectors(tiny_mamba, [])
-    with pytest.raises(DataError, match="a text without tokens"):
+    with pytest.raises(DataError, match="without tokens"):
         fit_vectors(tiny_mamba, [Pair((1,), ())])
-    with pytest.raises(ConfigError, match="recurrent state of model type 'gpt_neox' cannot be reached"):
+    with pytest.raises(ConfigError, match="gpt_neox"):
         fit_vectors(tiny_neox, pairs)
-    with pytest.raises(ConfigError, match="choose from mean, lda, logistic"):
-        fit_vectors(tiny_mamba, pairs, method="pca")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="logistic vectors exist for the residual stream only"):
-        fit_vectors(tiny_mamba, pairs, method="logistic")
+    with pytest.raises(ConfigError, match="pca"):
+        VectorConfig(method="pca")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="residual stream only"):
+        VectorConfig(method="logistic")
     with pytest.raises(ConfigError, match="shrinkage is 2"):
-        fit_vectors(tiny_mamba, pairs, shrinkage=2)
-    with pytest.raises(FitError, match=r"residual\.0: the within-class covariance is singular; raise shrinkage"):
-        fit_vectors(tiny_mamba, pairs[:3], method="lda", shrinkage=0.0, states=False)
-    with pytest.raises(ConfigError, match="no steering vector for the residual of layer 9"):
+        VectorConfig(shrinkage=2)
+    with pytest.raises(FitError, match=r"residual\.0: .* singular"):
+        fit_vectors(tiny_mamba, pairs[:3], VectorConfig(method="lda", shrinkage=0.0, states=False))
+    with pytest.raises(ConfigError, match="layer 9"):
         fit_vectors(tiny_mamba, pairs).vectors.residual(9)

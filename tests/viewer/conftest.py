@@ -1,4 +1,4 @@
-"""Readings of tiny random models, and the library's own figures to compare a page with."""
+"""The cache of tiny random models, and the library's own figures to compare a page with."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from lens_rnn.evaluation.trajectory import Trajectory, predict
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter, wrap_model
-from lens_rnn.viewer import LOGIT, Choice, Readings
+from lens_rnn.viewer import LOGIT, Choice, ViewerCache
 from tests.conftest import make_model
 
 import pytest
@@ -40,8 +40,8 @@ def choices(lens_folder: Path) -> dict[str, Choice]:
 
 
 @pytest.fixture
-def readings(choices: dict[str, Choice], adapters: dict[str, ModelAdapter]) -> Readings:
-    return Readings(choices, adapters.__getitem__)
+def cache(choices: dict[str, Choice], adapters: dict[str, ModelAdapter]) -> ViewerCache:
+    return ViewerCache(choices, adapters.__getitem__)
 
 
 Library = Callable[..., Trajectory]

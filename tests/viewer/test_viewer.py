@@ -14,8 +14,8 @@ from lens_rnn.errors import ConfigError, DataError, LensRNNError
 from lens_rnn.evaluation.tokens import visible
 from lens_rnn.evaluation.trajectory import Trajectory
 from lens_rnn.models import ModelAdapter
-from lens_rnn.viewer import LOGIT, Cell, Choice, Readings, Settings, build_page, shipped
-from lens_rnn.viewer import readings as readings_module
+from lens_rnn.viewer import LOGIT, Cell, Choice, Settings, ViewerCache, build_page, shipped
+from lens_rnn.viewer import cache as cache_module
 from lens_rnn.viewer.answers import FIELDS, Answers
 from lens_rnn.viewer.pictures import cell_tables, heat_map
 from tests.scripts.launch import ROOT, run_in_process
@@ -124,22 +124,22 @@ def test_token_ranges_that_cannot_be_used(tokens: str, words: str) -> None:
         settings(tokens=tokens).span(9, "second text")
 
 
-# --- readings ---------------------------------------------------------------------------------------------------------
+# --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_names_that_are_not_there(readings: Readings) -> None:
+def test_names_that_are_not_there(cache: ViewerCache) -> None:
     with pytest.raises(ConfigError, match="no model 'gone' here; choose from mamba, rwkv4"):
-        readings.trajectory("gone", LOGIT, TEXT, 1)
+        cache.trajectory("gone", LOGIT, TEXT, 1)
     with pytest.raises(ConfigError, match="no lens 'random-lens' for rwkv4; choose from logit lens"):
-        readings.trajectory("rwkv4", TUNED, TEXT, 1)
+        cache.trajectory("rwkv4", TUNED, TEXT, 1)
     with pytest.raises(ConfigError, match="no model to choose"):
-        Readings({}, lambda _: None)
+        ViewerCache({}, lambda _: None)
 
 
-def test_a_text_of_too_many_tokens(readings: Readings) -> None:
-    assert readings.trajectory("mamba", LOGIT, "x" * 512, 1).shape[1] == 512
+def test_a_text_of_too_many_tokens(cache: ViewerCache) -> None:
+    assert cache.trajectory("mamba", LOGIT, "x" * 512, 1).shape[1] == 512
     with pytest.raises(DataError, match="the text “x y z x y z x y z x …” has 514 tokens; at most 512 are read here"):
-        readings.trajectory("mamba", LOGIT, "x y z " * 85 + "x y ", 1)
+        cache.trajectory("mamba", LOGIT, "x y z " * 85 + "x y ", 1)
 
 
 def test_one_thread_works_at_a_time_and_each_gets_its_own(
@@ -156,18 +156,18 @@ def test_one_thread_works_at_a_time_and_each_gets_its_own(
         finally:
             working -= 1
 
-    predict = readings_module.predict
-    monkeypatch.setattr(readings_module, "predict", watched)
+    predict = cache_module.predict
+    monkeypatch.setattr(cache_module, "predict", watched)
     loads: list[str] = []
 
     def load(model: str) -> ModelAdapter:
         loads.append(model)
         return adapters[model]
 
-    readings = Readings(choices, load)
+    cache = ViewerCache(choices, load)
     texts = [f"user {i} writes {'abc'[i % 3] * i}" for i in range(10)]
     with ThreadPoolExecutor(5) as users:
-        read = list(users.map(lambda text: readings.trajectory("mamba", TUNED, text, 1), texts * 2))
+        read = list(users.map(lambda text: cache.trajectory("mamba", TUNED, text, 1), texts * 2))
     assert most == 1
     assert loads == ["mamba"]
     for text, trajectory in zip(texts * 2, read, strict=True):
@@ -176,15 +176,15 @@ def test_one_thread_works_at_a_time_and_each_gets_its_own(
     assert all(one is other for one, other in zip(read[:10], read[10:], strict=True)), "read once, kept"
 
 
-def test_a_hundred_requests_leave_no_more_than_is_kept(readings: Readings) -> None:
+def test_a_hundred_requests_leave_no_more_than_is_kept(cache: ViewerCache) -> None:
     def alive() -> int:
         gc.collect()
         return sum(type(thing) is Trajectory for thing in gc.get_objects())
 
     before = alive()
     for i in range(100):
-        cell_tables(readings, settings(text=f"text {i}", cell="0.0.0"))
-    assert alive() - before == readings_module.TRAJECTORIES_KEPT
+        cell_tables(cache, settings(text=f"text {i}", cell="0.0.0"))
+    assert alive() - before == cache_module.TRAJECTORIES_KEPT
 
 
 def test_shipped_models_have_the_lens_beside_them(tmp_path: Path) -> None:
@@ -203,8 +203,8 @@ def test_shipped_models_have_the_lens_beside_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("statistic", ["entropy", "kl"])
-def test_a_heat_map_is_the_librarys(readings: Readings, library: Library, statistic: str) -> None:
-    picture = json.loads(heat_map(readings, settings(statistic=statistic, stride=2), 0))
+def test_a_heat_map_is_the_librarys(cache: ViewerCache, library: Library, statistic: str) -> None:
+    picture = json.loads(heat_map(cache, settings(statistic=statistic, stride=2), 0))
     data = picture["figure"]["data"][0]
     np.testing.assert_allclose(data["z"], library(TEXT, stride=2).values(statistic), rtol=1e-4, atol=1e-5)
     assert picture["first"] == picture["side"] == 0
@@ -212,8 +212,8 @@ def test_a_heat_map_is_the_librarys(readings: Readings, library: Library, statis
     assert picture["query"] == settings(statistic=statistic, stride=2).query()
 
 
-def test_a_token_range_is_a_part_of_the_same_reading(readings: Readings, library: Library) -> None:
-    picture = json.loads(heat_map(readings, settings(tokens="5-8", statistic="ce", cell="0.1.6"), 0))
+def test_a_token_range_is_a_part_of_the_same_reading(cache: ViewerCache, library: Library) -> None:
+    picture = json.loads(heat_map(cache, settings(tokens="5-8", statistic="ce", cell="0.1.6"), 0))
     data = picture["figure"]["data"][0]
     np.testing.assert_allclose(data["z"], library(TEXT).ce[:, 5:9], rtol=1e-4)
     assert picture["first"] == 5
@@ -223,16 +223,16 @@ def test_a_token_range_is_a_part_of_the_same_reading(readings: Readings, library
     ]
 
 
-def test_a_heat_map_is_safe_within_html(readings: Readings) -> None:
-    assert "<" not in heat_map(readings, settings(text="<script>alert(1)</script>"), 0)
+def test_a_heat_map_is_safe_within_html(cache: ViewerCache) -> None:
+    assert "<" not in heat_map(cache, settings(text="<script>alert(1)</script>"), 0)
 
 
 @pytest.mark.parametrize("cell", [Cell(0, 0, 0), Cell(0, 1, 7), Cell(1, 1, 2)])
-def test_the_tables_of_a_cell_are_the_librarys(readings: Readings, library: Library, cell: Cell) -> None:
+def test_the_tables_of_a_cell_are_the_librarys(cache: ViewerCache, library: Library, cell: Cell) -> None:
     second = "<i>other"
-    html = cell_tables(readings, settings(second=second, cell=".".join(map(str, cell))))
+    html = cell_tables(cache, settings(second=second, cell=".".join(map(str, cell))))
     text = (TEXT, second)[cell.side]
-    reading = readings.text("mamba")
+    reading = cache.text("mamba")
     shown = tables(html)
     assert list(shown) == ["Logit lens", "Tuned lens", "Model"]
     for (title, lines), lens, row in zip(shown.items(), (LOGIT, TUNED, LOGIT), (cell.row, cell.row, -1), strict=True):
@@ -244,18 +244,18 @@ def test_the_tables_of_a_cell_are_the_librarys(readings: Readings, library: Libr
     assert f"next comes <code>{visible(text[cell.token + 1])}</code>" in html
 
 
-def test_the_model_itself_and_a_model_without_a_tuned_lens(readings: Readings) -> None:
-    assert list(tables(cell_tables(readings, settings(cell=f"0.2.{len(TEXT) - 1}")))) == ["Model"]
-    html = cell_tables(readings, settings(model="rwkv4", lens=LOGIT, cell=f"0.2.{len(TEXT) - 1}"))
+def test_the_model_itself_and_a_model_without_a_tuned_lens(cache: ViewerCache) -> None:
+    assert list(tables(cell_tables(cache, settings(cell=f"0.2.{len(TEXT) - 1}")))) == ["Model"]
+    html = cell_tables(cache, settings(model="rwkv4", lens=LOGIT, cell=f"0.2.{len(TEXT) - 1}"))
     assert "This model has no tuned lens here." in html
     assert "where the text ends" in html
     assert [len(lines) for lines in tables(html).values()] == [20, 0, 20]
 
 
-def test_the_token_that_comes_next_is_marked(readings: Readings, library: Library) -> None:
+def test_the_token_that_comes_next_is_marked(cache: ViewerCache, library: Library) -> None:
     trajectory = library(TEXT, LOGIT)
     row, token = next((r, t) for r in range(2) for t in range(len(TEXT)) if 0 <= trajectory.rank[r, t] < 20)
-    html = cell_tables(readings, settings(cell=f"0.{row}.{token}"))
+    html = cell_tables(cache, settings(cell=f"0.{row}.{token}"))
     marked = re.search(r"<h4>Logit lens</h4>.*?<tr class='next'><td><code>(.*?)</code>", html)
     assert unescape(marked[1]) == visible(TEXT[token + 1])
 
@@ -270,17 +270,17 @@ def test_the_token_that_comes_next_is_marked(readings: Readings, library: Librar
         ({"cell": "0.0.1", "tokens": "2-4"}, "is not in the picture"),
     ],
 )
-def test_cells_that_are_not_there(readings: Readings, changes: dict[str, Any], words: str) -> None:
+def test_cells_that_are_not_there(cache: ViewerCache, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        cell_tables(readings, settings(**changes))
+        cell_tables(cache, settings(**changes))
 
 
 # --- answers, with Gradio ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def answers(readings: Readings) -> Answers:
-    return Answers(pytest.importorskip("gradio"), readings, OPENING)
+def answers(cache: ViewerCache) -> Answers:
+    return Answers(pytest.importorskip("gradio"), cache, OPENING)
 
 
 def test_a_chosen_cell_stays_where_only_the_colours_change(answers: Answers) -> None:
@@ -301,43 +301,43 @@ def test_what_is_wrong_is_said_and_nothing_else_is_shown(answers: Answers) -> No
     assert "row 9" in answers.explain(settings().query(), "0.9.0")[-1]
 
 
-def test_gradio_is_asked_for_in_one_line(readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradio_is_asked_for_in_one_line(cache: ViewerCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(
         ConfigError, match=r"^the web page needs gradio, which is not installed; pip install 'lens-rnn\[viewer\]'$"
     ):
-        build_page(readings, TEXT)
+        build_page(cache, TEXT)
 
 
 # --- the script -------------------------------------------------------------------------------------------------------
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[Readings, dict[str, Any], int]:
+def launched(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[ViewerCache, dict[str, Any], int]:
     """What eval/viewer.py would serve, and how."""
     served: dict[str, Any] = {}
-    monkeypatch.setattr(lens_rnn.viewer, "build_page", lambda readings, _: served.update(readings=readings))
+    monkeypatch.setattr(lens_rnn.viewer, "build_page", lambda cache, _: served.update(cache=cache))
     monkeypatch.setattr(lens_rnn.viewer, "launch_page", lambda _, **options: served.update(options))
     code = run_in_process("eval/viewer.py", monkeypatch, *arguments)
-    return served.pop("readings", None), served, code
+    return served.pop("cache", None), served, code
 
 
 def test_the_script_opens_on_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    readings, options, code = launched(monkeypatch)
+    cache, options, code = launched(monkeypatch)
     assert code == 0
-    assert [(name, choice.lens_names) for name, choice in readings.choices.items()] == [
+    assert [(name, choice.lens_names) for name, choice in cache.choices.items()] == [
         ("tiny-mamba", ("tiny-mamba-lens", LOGIT)),
         ("tiny-rwkv4", ("tiny-rwkv4-lens", LOGIT)),
     ]
     assert options == {"server_name": "127.0.0.1", "server_port": None, "share": False}
-    assert readings.trajectory("tiny-mamba", "tiny-mamba-lens", "def f(", 1).shape == (8, 3)
+    assert cache.trajectory("tiny-mamba", "tiny-mamba-lens", "def f(", 1).shape == (8, 3)
 
 
 def test_the_script_puts_its_own_model_first(lens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readings, options, code = launched(monkeypatch, "--model", "org/own.pth", "--lens", lens_folder, "--port", 8123)
+    cache, options, code = launched(monkeypatch, "--model", "org/own.pth", "--lens", lens_folder, "--port", 8123)
     assert code == 0
-    assert list(readings.choices) == ["own", "tiny-mamba", "tiny-rwkv4"]
-    assert readings.choices["own"] == Choice(model="org/own.pth", lenses={TUNED: str(lens_folder)})
+    assert list(cache.choices) == ["own", "tiny-mamba", "tiny-rwkv4"]
+    assert cache.choices["own"] == Choice(model="org/own.pth", lenses={TUNED: str(lens_folder)})
     assert options["server_port"] == 8123
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter, wrap_model
-from lens_rnn.viewer import Choice, Readings, Settings
-from lens_rnn.viewer import readings as readings_module
+from lens_rnn.viewer import Choice, Settings, ViewerCache
+from lens_rnn.viewer import cache as cache_module
 from lens_rnn.viewer.answers import FIELDS, Answers
 from lens_rnn.viewer.view_pictures import matrix, relevance_html, tokens_to_pick
 from lens_rnn.views.attention import hidden_attention, rollout
@@ -42,8 +42,8 @@ def ids(byte_tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 @pytest.fixture
-def answers(readings: Readings) -> Answers:
-    return Answers(pytest.importorskip("gradio"), readings, settings(tab="lens"))
+def answers(cache: ViewerCache) -> Answers:
+    return Answers(pytest.importorskip("gradio"), cache, settings(tab="lens"))
 
 
 # --- hidden attention -------------------------------------------------------------------------------------------------
@@ -52,14 +52,14 @@ def answers(readings: Readings) -> Answers:
 @pytest.mark.parametrize("model", ["mamba", "rwkv4"])
 @pytest.mark.parametrize("attention", ["mean", "rollout", "0", "1"])
 def test_the_matrix_is_the_librarys(
-    readings: Readings, adapters: dict[str, ModelAdapter], ids: list[int], model: str, attention: str
+    cache: ViewerCache, adapters: dict[str, ModelAdapter], ids: list[int], model: str, attention: str
 ) -> None:
     matrices = hidden_attention(adapters[model], ids).matrices
     of_rows = (matrices / matrices.sum(-1, keepdim=True)).numpy()
     wanted = {"mean": of_rows.mean(0), "rollout": rollout(matrices).numpy()} | {
         str(i): of_rows[i] for i in range(len(of_rows))
     }
-    text = matrix(readings, settings(model=model, lens=readings.choice(model).lens_names[0], attention=attention))
+    text = matrix(cache, settings(model=model, lens=cache.choice(model).lens_names[0], attention=attention))
     assert "<" not in text, "safe within HTML"
     picture = json.loads(text)
     (cells,) = picture["figure"]["data"]
@@ -70,14 +70,14 @@ def test_the_matrix_is_the_librarys(
     assert "sliders" not in picture["figure"]["layout"]
 
 
-def test_matrices_that_are_not_there(readings: Readings) -> None:
+def test_matrices_that_are_not_there(cache: ViewerCache) -> None:
     with pytest.raises(
         ConfigError, match="mamba has no layer 9; choose from 0 to 2 for hidden attention, or mean or rollout"
     ):
-        matrix(readings, settings(attention="9"))
-    assert len(json.loads(matrix(readings, settings(text="x" * 128)))["names"]) == 128
+        matrix(cache, settings(attention="9"))
+    assert len(json.loads(matrix(cache, settings(text="x" * 128)))["names"]) == 128
     with pytest.raises(DataError, match=r"the text “x+…” has 129 tokens; at most 128 fit into the matrix, shorten it$"):
-        matrix(readings, settings(text="x" * 129))
+        matrix(cache, settings(text="x" * 129))
 
 
 # --- relevance --------------------------------------------------------------------------------------------------------
@@ -85,12 +85,12 @@ def test_matrices_that_are_not_there(readings: Readings) -> None:
 
 @pytest.mark.parametrize(("at", "token"), [("", ""), ("", "17"), ("1", ""), ("0", "17")])
 def test_relevance_is_the_librarys(
-    readings: Readings, adapters: dict[str, ModelAdapter], ids: list[int], at: str, token: str, lens_folder: Any
+    cache: ViewerCache, adapters: dict[str, ModelAdapter], ids: list[int], at: str, token: str, lens_folder: Any
 ) -> None:
     lens = TunedLens.load(adapters["mamba"], lens_folder)
     layer, picked = (int(value) if value else None for value in (at, token))
     wanted = relevance(adapters["mamba"], ids, Explained(token=picked, layer=layer), lens=lens)
-    html = relevance_html(readings, settings(at=at, token=token))
+    html = relevance_html(cache, settings(at=at, token=token))
     titles = re.findall(r'title="token (\d+), .*?: ([-+.\d]+)"', html)
     assert [int(place) for place, _ in titles] == [*range(len(ids))]
     np.testing.assert_allclose([float(value) for _, value in titles], wanted.tokens, atol=6e-5)
@@ -103,25 +103,25 @@ def test_relevance_is_the_librarys(
 
 
 @pytest.mark.parametrize("at", ["", "1"])
-def test_the_tokens_to_pick_are_the_likeliest(readings: Readings, at: str) -> None:
-    likeliest = relevance(
-        readings._model("mamba").adapter, readings._ids("mamba", TEXT, 99), Explained()
-    ).explained.token
-    trajectory = readings.trajectory("mamba", TUNED, TEXT, 1)
+def test_the_tokens_to_pick_are_the_likeliest(cache: ViewerCache, at: str) -> None:
+    likeliest = relevance(cache._model("mamba").adapter, cache._ids("mamba", TEXT, 99), Explained()).explained.token
+    trajectory = cache.trajectory("mamba", TUNED, TEXT, 1)
     ids = trajectory.top_ids[1 if at else -1, -1, :10].tolist()
-    choices = tokens_to_pick(readings, settings(at=at, token=str(ids[3])), found=True)
+    choices = tokens_to_pick(cache, settings(at=at, token=str(ids[3])), explained=True)
     assert [token for _, token in choices] == ["", *map(str, ids[1:])]
     assert at or ids[0] == likeliest
     assert choices[0][0].endswith(" (the likeliest)")
     rare = trajectory.top_ids[-1, -1, 15]
-    assert tokens_to_pick(readings, settings(token=str(rare)), found=True)[-1][1] == str(rare), "one that a link brings"
-    assert [token for _, token in tokens_to_pick(readings, settings(token="17"), found=False)] == ["", "17"]
+    assert tokens_to_pick(cache, settings(token=str(rare)), explained=True)[-1][1] == str(rare), (
+        "one that a link brings"
+    )
+    assert [token for _, token in tokens_to_pick(cache, settings(token="17"), explained=False)] == ["", "17"]
 
 
-def test_a_layer_that_no_lens_reads(readings: Readings) -> None:
+def test_a_layer_that_no_lens_reads(cache: ViewerCache) -> None:
     for layer in ("2", "9"):  # the last of three is the model's own
         with pytest.raises(ConfigError, match=f"no lens reads layer {layer} of mamba; choose one of the heat map's"):
-            relevance_html(readings, settings(at=layer))
+            relevance_html(cache, settings(at=layer))
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ def test_a_model_may_have_one_view_or_none(
     models = adapters | {
         name: wrap_model(make_model(name, VOCAB_SIZE), byte_tokenizer) for name in ("neox", "recurrent_gemma")
     }
-    readings = Readings({name: Choice(model=name) for name in models}, models.__getitem__)
-    answers = Answers(pytest.importorskip("gradio"), readings, settings(lens="logit lens"))
+    cache = ViewerCache({name: Choice(model=name) for name in models}, models.__getitem__)
+    answers = Answers(pytest.importorskip("gradio"), cache, settings(lens="logit lens"))
     shown = {name: answers.show(*fields(model=name, lens="logit lens"), "") for name in models}
     assert [bool(picture) for *_, picture, _, _, _ in shown.values()] == [True, True, True, False]
     said = [
@@ -155,8 +155,8 @@ def test_a_hybrid_has_matrices_of_some_layers_by_kind(
 ) -> None:
     """Nemotron-H's third kind of block mixes no tokens, so there is no rollout."""
     hybrid = wrap_model(make_hybrid("nemotron_h", VOCAB_SIZE), byte_tokenizer)
-    readings = Readings({"hybrid": Choice(model="hybrid")}, {"hybrid": hybrid}.__getitem__)
-    assert said in matrix(readings, settings(model="hybrid", lens="logit lens", attention=asked))
+    cache = ViewerCache({"hybrid": Choice(model="hybrid")}, {"hybrid": hybrid}.__getitem__)
+    assert said in matrix(cache, settings(model="hybrid", lens="logit lens", attention=asked))
 
 
 def test_a_text_too_long_for_the_matrix_still_has_relevance(answers: Answers) -> None:
@@ -198,25 +198,25 @@ def test_a_tab_that_is_open_already_asks_for_nothing(answers: Answers, monkeypat
 
 
 def test_views_and_trajectories_share_one_thread_and_are_kept(
-    readings: Readings, monkeypatch: pytest.MonkeyPatch
+    cache: ViewerCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads = []
 
     def watch(name: str) -> None:
-        does = getattr(readings_module, name)
+        does = getattr(cache_module, name)
 
         def watched(*arguments: Any, **options: Any) -> Any:
             threads.append(threading.get_ident())
             return does(*arguments, **options)
 
-        monkeypatch.setattr(readings_module, name, watched)
+        monkeypatch.setattr(cache_module, name, watched)
 
     for name in ("predict", "hidden_attention", "relevance"):
         watch(name)
 
     def use(text: str) -> tuple[object, ...]:
-        asked = readings.trajectory("mamba", TUNED, text, 1), readings.attention("mamba", text)
-        return *asked, readings.relevance("mamba", TUNED, text, 1, None)
+        asked = cache.trajectory("mamba", TUNED, text, 1), cache.attention("mamba", text)
+        return *asked, cache.relevance("mamba", TUNED, text, 1, None)
 
     texts = [f"user {i}" for i in range(5)]
     with ThreadPoolExecutor(5) as users:

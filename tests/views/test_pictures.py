@@ -1,22 +1,10 @@
 """Pictures of views: both libraries show the numbers, long texts are grouped, and no token is taken for markup."""
 
-from pathlib import Path
-
 from lens_rnn.views.attention import HiddenAttention, rollout
-from lens_rnn.views.pictures import (
-    MOST_CELLS,
-    MOST_PANELS,
-    attention_html,
-    attention_panels,
-    attention_png,
-    layer_map,
-    relevance_html,
-    relevance_png,
-    relevance_strip,
-    save_page,
-    save_png,
-)
+from lens_rnn.views.attention_pictures import MOST_PANELS, attention_html, attention_panels, attention_png
+from lens_rnn.views.axes import MOST_CELLS
 from lens_rnn.views.relevance import Explained, Relevance
+from lens_rnn.views.relevance_pictures import layer_map, relevance_html, relevance_png, relevance_strip
 from lens_rnn.views.strip import Strip, rooted
 
 import numpy as np
@@ -152,17 +140,3 @@ def test_a_strip_breaks_lines_and_takes_nothing_for_markup() -> None:
     assert "<b>" not in page
     assert "&lt;b&gt;" in page
     assert "&amp;amp;" in page
-
-
-def test_files(tmp_path: Path) -> None:
-    """The same picture gives the same bytes; a page stands by itself."""
-    found = make_relevance(6)
-    for name in "ab":
-        save_png(relevance_png(found, names(6), "$t$ <b>"), tmp_path / f"{name}.png")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    save_page(relevance_html(found, names(6), "t"), tmp_path / "a.html", "<h3>above</h3>")
-    page = (tmp_path / "a.html").read_text()
-    assert page.startswith("<!DOCTYPE html>")
-    assert "<h3>above</h3>" in page
-    assert "Plotly.newPlot" in page
-    assert 'src="http' not in page

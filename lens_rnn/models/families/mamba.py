@@ -9,13 +9,14 @@ D     skip                                    (channels)
 S     SSM state                               (batch, channels, n)
 """
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from lens_rnn.models import recurrences, scans
-from lens_rnn.models.adapter import register
 from lens_rnn.models.families.recurrent import PLAIN, BlockState, Passage, RecurrentAdapter, Rules
 from lens_rnn.models.matrices import decayed_products
 from lens_rnn.models.recurrence import Recurrence
+from lens_rnn.models.registry import register
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ class _Inputs(NamedTuple):
     A: Tensor
     B: Tensor
     C: Tensor
-    x: Tensor
+    into_conv: Tensor
     """The convolution's input (batch, channels, seq), of which the state keeps the last ones."""
 
 
@@ -65,14 +66,23 @@ class BackboneAdapter(RecurrentAdapter):
         block: Any = self.blocks[index]
         residual = x.float() if self.model.config.residual_in_fp32 else x
         normed = passage.rules.norm(block.norm, x.to(block.norm.weight.dtype))
-        y, after = self._mix(block.mixer, normed, before, passage)
-        return residual + y, after
+        conv, start = (before["conv"], before["ssm"]) if before else (None, None)
+        y, into_conv, last = self._mix(block.mixer, normed, conv, start, passage.rules)
+        if not passage.keeps:
+            return residual + y, {}
+        kernel = block.mixer.conv1d.kernel_size[0]
+        return residual + y, {"conv": scans.last_inputs(into_conv, conv, kernel), "ssm": last}
 
+    @abstractmethod
     def _mix(
-        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
-    ) -> tuple[Tensor, BlockState]:
-        """The mixer's output for its input (batch, seq, d_model), and its state after."""
-        raise NotImplementedError
+        self, mixer: Any, normed: Tensor, conv: Tensor | None, start: Tensor | None, rules: Rules
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mixer's output for its input (batch, seq, d_model), from a state on; what enters its convolution (batch,
+        channels, seq); and the last S."""
+
+    def attention_units(self, index: int) -> int:
+        mixer: Any = self.blocks[index].mixer
+        return len(mixer.D)
 
     def _normed(self, index: int, x: Tensor) -> tuple[Any, Tensor]:
         """The mixer of a block, and what enters it for the block's input x."""
@@ -88,26 +98,19 @@ class MambaAdapter(BackboneAdapter):
     takes_rules = True
 
     def _mix(
-        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
-    ) -> tuple[Tensor, BlockState]:
-        rules = passage.rules
-        conv, start = (before["conv"], before["ssm"]) if before else (None, None)
-        u, z, dt, A, B, C, x = self._inputs(mixer, normed, conv, rules)
+        self, mixer: Any, normed: Tensor, conv: Tensor | None, start: Tensor | None, rules: Rules
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        u, z, dt, A, B, C, into_conv = self._inputs(mixer, normed, conv, rules)
         y, last = _scan(u, dt, A, B, C, start)
         y = rules.gated(y + u * mixer.D[:, None], rules.silu(z))
-        out = mixer.out_proj(y.transpose(1, 2).to(normed.dtype))
-        return out, {
-            "conv": scans.last_inputs(x, conv, mixer.conv1d.kernel_size[0]),
-            "ssm": last,
-        } if passage.keeps else {}
+        return mixer.out_proj(y.transpose(1, 2).to(normed.dtype)), into_conv, last
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None, rules: Rules = PLAIN) -> _Inputs:
         rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
         x, z = mixer.in_proj(normed).transpose(1, 2).chunk(2, dim=1)
         u = rules.silu(scans.causal_conv(mixer.conv1d, x, conv))
-        dt, B, C = mixer.x_proj(u.transpose(1, 2)).split(
-            [rank, n, n], dim=-1
-        )  # (batch, seq, rank), (batch, seq, n) twice
+        # (batch, seq, rank), (batch, seq, n) twice
+        dt, B, C = mixer.x_proj(u.transpose(1, 2)).split([rank, n, n], dim=-1)
         dt, B, C = self._selection(dt, B, C)
         dt = F.softplus(scans.wide(mixer.dt_proj(dt))).transpose(1, 2)
         dt, A, B, C = (rules.held(t) for t in (dt, -torch.exp(scans.wide(mixer.A_log)), B, C))
@@ -116,10 +119,6 @@ class MambaAdapter(BackboneAdapter):
     def _selection(self, dt: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dt, before its projection, B and C as the family has them."""
         return dt, B, C
-
-    def attention_units(self, index: int) -> int:
-        mixer: Any = self.blocks[index].mixer
-        return len(mixer.D)
 
     @torch.no_grad()
     def recurrence(self, index: int, x: Tensor) -> Recurrence:

@@ -5,11 +5,11 @@ from typing import Any
 from lens_rnn import versions
 from lens_rnn.errors import ModelError
 from lens_rnn.models import scans
-from lens_rnn.models.adapter import register
 from lens_rnn.models.families.mamba import BackboneAdapter
-from lens_rnn.models.families.recurrent import BlockState, Passage
+from lens_rnn.models.families.recurrent import Rules
 from lens_rnn.models.mamba2_mixer import Inputs, recurrence, split
 from lens_rnn.models.recurrence import Recurrence
+from lens_rnn.models.registry import register
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +41,12 @@ class Mamba2Adapter(BackboneAdapter):
             )
 
     def _mix(
-        self, mixer: Any, normed: Tensor, before: BlockState | None, passage: Passage
-    ) -> tuple[Tensor, BlockState]:
-        conv, start = (before["conv"], before["ssm"]) if before else (None, None)
+        self, mixer: Any, normed: Tensor, conv: Tensor | None, start: Tensor | None, _: Rules
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, z, dt, A, B, C, into_conv = self._inputs(mixer, normed, conv)
         y, last = scans.ssd(x, dt, A, B, C, start)
         y = self._gated_norm(mixer, (y + mixer.D[:, None] * x).flatten(2), z)
-        out = mixer.out_proj(y.to(normed.dtype))
-        return out, {
-            "conv": scans.last_inputs(into_conv, conv, mixer.conv1d.kernel_size[0]),
-            "ssm": last,
-        } if passage.keeps else {}
+        return mixer.out_proj(y.to(normed.dtype)), into_conv, last
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None) -> Inputs:
         return split(mixer, mixer.in_proj(normed), conv, self.model.config.n_groups, self.model.config.time_step_limit)
@@ -61,10 +56,6 @@ class Mamba2Adapter(BackboneAdapter):
         gated = (y * F.silu(scans.wide(z))).unflatten(-1, (self.model.config.n_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], eps=self.model.config.layer_norm_epsilon)
         return mixer.norm.weight * normed.flatten(2).to(mixer.norm.weight.dtype)
-
-    def attention_units(self, index: int) -> int:
-        mixer: Any = self.blocks[index].mixer
-        return len(mixer.D)
 
     @torch.no_grad()
     def recurrence(self, index: int, x: Tensor) -> Recurrence:

@@ -7,14 +7,16 @@ release that moves its caches changes nothing.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import mul
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from lens_rnn.models.adapter import FUSED, Forward, ModelAdapter
 from lens_rnn.models.mixing import RECURRENCE, Mixing
 from lens_rnn.models.recurrence import Recurrence
+from lens_rnn.models.shapes import Hidden, Ids
+from lens_rnn.models.sharding import gathered
 from lens_rnn.models.state import BlockState, RecurrentState
 
 import torch
@@ -76,19 +78,19 @@ class RecurrentAdapter(ModelAdapter):
 
     @abstractmethod
     def run_block(
-        self, index: int, x: Tensor, before: BlockState | None, passage: Passage
-    ) -> tuple[Tensor, BlockState]:
-        """The output of block `index` for x (batch, seq, d_model), and its state after them.
+        self, index: int, x: Hidden, before: BlockState | None, passage: Passage
+    ) -> tuple[Hidden, BlockState]:
+        """The output of block `index` for x, and its state after them.
 
         before: its state before them, None for that of no token. A state that is returned shares no memory with the one
         that was given, and none with x. Where the passage keeps no state, an empty one may be returned.
         """
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """What enters the first block (batch, seq, d_model)."""
+    def embed(self, input_ids: Ids) -> Hidden:
+        """What enters the first block."""
         return self.model.get_input_embeddings()(input_ids)
 
-    def run(self, input_ids: Tensor) -> Forward:
+    def run(self, input_ids: Ids) -> Forward:
         return self.read(input_ids, Passage(keeps=False))[0] if self.fused else super().run(input_ids)
 
     def _advance(self, input_ids: Tensor, state: RecurrentState | None) -> tuple[Forward, RecurrentState]:
@@ -97,7 +99,7 @@ class RecurrentAdapter(ModelAdapter):
         return forward, RecurrentState(blocks, passage.seen + input_ids.shape[1])
 
     def read(
-        self, input_ids: Tensor, passage: Passage, before: list[BlockState] | None = None
+        self, input_ids: Ids, passage: Passage, before: list[BlockState] | None = None
     ) -> tuple[Forward, list[BlockState]]:
         """A pass by the equations of the family: from the blocks' states `before`, None for those of no token, to the
         states after."""
@@ -105,18 +107,18 @@ class RecurrentAdapter(ModelAdapter):
         hidden, after = [], []
         for i in range(len(self.blocks)):
             if not self.states_after_blocks:
-                x = self._edit(i, x)
+                x = self.edits.apply(i, x)
                 hidden.append(x)
-            with self._gathered(i):
+            with gathered(self.blocks[i]) if self.sharded else nullcontext():
                 x, state = self.run_block(i, x, before[i] if before else None, passage)
             after.append(state)
             if self.states_after_blocks:
-                x = self._edit(i, x)
+                x = self.edits.apply(i, x)
                 hidden.append(x)
         return Forward(tuple(hidden), x, self.final_norm(x)), after
 
-    def block_inputs(self, input_ids: Tensor) -> list[Tensor]:
-        """What each block is given (batch, seq, d_model) in a pass over input_ids (batch, seq)."""
+    def block_inputs(self, input_ids: Ids) -> list[Hidden]:
+        """What each block is given in a pass over input_ids."""
         hidden = self.forward(input_ids).hidden_states
         return [self.embed(input_ids), *hidden[:-1]] if self.states_after_blocks else [*hidden]
 
@@ -140,16 +142,3 @@ class RecurrentAdapter(ModelAdapter):
     def recurrence(self, index: int, x: Tensor) -> Recurrence:
         """The recurrence of block `index` over its input x (1, tokens, d_model) of one text."""
         raise NotImplementedError
-
-    @contextmanager
-    def _gathered(self, index: int) -> Iterator[None]:
-        """Inside it the weights of a block are all here, also where `shard` has spread them."""
-        if not self.sharded:
-            yield
-            return
-        block: Any = self.blocks[index]
-        block.unshard()
-        try:
-            yield
-        finally:
-            block.reshard()

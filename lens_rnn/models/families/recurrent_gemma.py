@@ -10,8 +10,8 @@ h      state, h_t = a h_{t−1} + √(1 − a²) (i ⊙ x_t)                    
 from typing import Any
 
 from lens_rnn.models import scans
-from lens_rnn.models.adapter import register
 from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
+from lens_rnn.models.registry import register
 
 import torch
 import torch.nn.functional as F

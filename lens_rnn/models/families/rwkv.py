@@ -4,10 +4,11 @@ state."""
 from dataclasses import dataclass
 from typing import Any
 
-from lens_rnn.models.adapter import register
 from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
-from lens_rnn.models.families.rwkv_blocks import MODEL_TYPE, RWKVBlock, RWKVConfig
+from lens_rnn.models.families.rwkv_blocks import RWKVBlock
+from lens_rnn.models.families.rwkv_config import MODEL_TYPE, RWKVConfig
 from lens_rnn.models.recurrence import Recurrence
+from lens_rnn.models.registry import register
 
 import torch
 from torch import Tensor, nn

@@ -11,9 +11,9 @@ num, den  the weighted average's sums, relative to exp(max)   (batch, d_model)
 from typing import Any
 
 from lens_rnn.models import recurrences, scans
-from lens_rnn.models.adapter import register
 from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
 from lens_rnn.models.recurrence import Recurrence
+from lens_rnn.models.registry import register
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,7 @@ class RWKV4Adapter(RecurrentAdapter):
         self, index: int, x: Tensor, before: BlockState | None, passage: Passage
     ) -> tuple[Tensor, BlockState]:
         block: Any = self.blocks[index]
-        if hasattr(block, "pre_ln"):  # of the embeddings
-            x = block.pre_ln(x)
+        x = _entered(block, x)
         normed = block.ln1(x)
         r, k, v = _receptance_key_value(block.attention, normed, before)
         y, sums = _weighted_average(block.attention, k, v, before, passage.keeps)
@@ -92,7 +91,7 @@ class RWKV4Adapter(RecurrentAdapter):
     def recurrence(self, index: int, x: Tensor) -> Recurrence:
         """A channel: y_i = Σ_j α_ij v_j, α_ij ∝ exp(w (i − 1 − j) + k_j), α_ii ∝ exp(u + k_i); rows sum to 1."""
         block: Any = self.blocks[index]
-        normed = block.ln1(block.pre_ln(x) if hasattr(block, "pre_ln") else x)
+        normed = block.ln1(_entered(block, x))
         _, k, v = _receptance_key_value(block.attention, normed, None)
         y, _ = _weighted_average(block.attention, k, v, None, keeps=True)
         keys = k[0].float().T[:, None]  # (channels, 1, tokens)
@@ -108,10 +107,9 @@ class RWKV4Adapter(RecurrentAdapter):
         return Recurrence(weights, v[0][..., None], y[0][..., None])
 
 
-def _shifted(x: Tensor, last: Tensor | None) -> Tensor:
-    """x (batch, seq, d_model) one token earlier, with `last` (batch, d_model), or zeros, before the first."""
-    first = torch.zeros_like(x[:, :1]) if last is None else last[:, None].to(x.dtype)
-    return torch.cat([first, x[:, :-1]], 1)
+def _entered(block: Any, x: Tensor) -> Tensor:
+    """The residual stream as the sub-layers see it: the first block norms the embeddings."""
+    return block.pre_ln(x) if hasattr(block, "pre_ln") else x
 
 
 def _mixed(x: Tensor, previous: Tensor, share: Tensor) -> Tensor:
@@ -119,7 +117,7 @@ def _mixed(x: Tensor, previous: Tensor, share: Tensor) -> Tensor:
 
 
 def _receptance_key_value(attention: Any, x: Tensor, before: BlockState | None) -> tuple[Tensor, Tensor, Tensor]:
-    previous = _shifted(x, before["att_shift"] if before else None)
+    previous = scans.token_shift(x, before["att_shift"] if before else None)
     k = attention.key(_mixed(x, previous, attention.time_mix_key))
     v = attention.value(_mixed(x, previous, attention.time_mix_value))
     return torch.sigmoid(attention.receptance(_mixed(x, previous, attention.time_mix_receptance))), k, v
@@ -144,6 +142,6 @@ def _weighted_average(
 
 def _channel_mix(feed: Any, x: Tensor, before: BlockState | None) -> Tensor:
     """eqs. 18 to 20: the feed-forward part."""
-    previous = _shifted(x, before["ffn_shift"] if before else None)
+    previous = scans.token_shift(x, before["ffn_shift"] if before else None)
     value = feed.value(torch.square(torch.relu(feed.key(_mixed(x, previous, feed.time_mix_key)))))
     return torch.sigmoid(feed.receptance(_mixed(x, previous, feed.time_mix_receptance))) * value

@@ -1,15 +1,14 @@
-"""Quirky sets: what is made here is like what was published, and both are read with care."""
+"""Quirky sets made here are like what was published."""
 
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
-from lens_rnn.elk.quirky import GENERATORS, SPLITS, QuirkySet, Row, bobs, generate, is_easy, is_hard, load, write
-from lens_rnn.elk.source import QuirkyData, open_quirky
-from lens_rnn.errors import ConfigError, DataError
-from tests.elk.rows import write_set
+from lens_rnn.elk.files import load, write
+from lens_rnn.elk.generators import GENERATORS, bobs, generate
+from lens_rnn.elk.quirky import SPLITS, QuirkyRow, is_easy, is_hard
+from lens_rnn.errors import DataError
 
 import numpy as np
 import pytest
@@ -25,7 +24,7 @@ TRUTH: dict[str, Callable[..., int]] = {
 }
 
 
-def check_identities(name: str, row: Row) -> None:
+def check_identities(name: str, row: QuirkyRow) -> None:
     """What holds of every row of the published construction."""
     args = row.template_args
     operands = [args[field] for field in ("op1", "op2") if field in args]
@@ -93,17 +92,17 @@ def test_operands_and_distractors_are_spread_as_published(name: str, test_data: 
     """The same distribution, up to the noise of 200 questions: the two-sample Kolmogorov–Smirnov distance stays below
     its 0.1 % level."""
 
-    def operands(rows: list[Row]) -> np.ndarray:
+    def operands(rows: list[QuirkyRow]) -> np.ndarray:
         return np.sort([row.template_args["op1"] for row in rows if row.character == "Alice"])
 
-    def one_digit_off(rows: list[Row]) -> float:
+    def one_digit_off(rows: list[QuirkyRow]) -> float:
         """Share of the rows false for both whose result is Alice's or Bob's but for one digit."""
         results = [(str(row.template_args["result"]), row) for row in rows if not row.alice_label and not row.bob_label]
         near = 0
-        for said, row in results:
+        for result, row in results:
             truth = TRUTH[name](*(row.template_args[f] for f in ("op1", "op2") if f in row.template_args))
             error = bobs(truth) % 113 if name == "modularaddition" else bobs(truth)
-            near += any(int(said) in one_digit_changes(value) for value in (truth, error))
+            near += any(int(result) in one_digit_changes(value) for value in (truth, error))
         return near / len(results)
 
     def one_digit_changes(value: int) -> set[int]:
@@ -131,90 +130,7 @@ def test_a_set_is_a_function_of_its_seed() -> None:
 
 
 def test_what_cannot_be_made_is_said() -> None:
-    with pytest.raises(DataError, match=r"comparison has fewer than 9,000 different questions"):
+    with pytest.raises(DataError, match="9,000"):
         generate("comparison", {"train": 9_000})
-    with pytest.raises(DataError, match="no generator of the quirky set 'division'; choose from addition"):
+    with pytest.raises(DataError, match="division"):
         generate("division", QUESTIONS)
-
-
-def test_a_folder_whose_prompts_are_written_already(tmp_path: Path) -> None:
-    found = load(write_set(tmp_path / "made", 8), {"train": 4})
-    assert found.name == "made"
-    assert {split: len(rows) for split, rows in found.splits.items()} == {"train": 4, "validation": 16, "test": 16}
-    assert found.rows("test")[0].template_args["choices"] == ("F", "T")
-    with pytest.raises(
-        DataError, match="the quirky set made has no rows in its split 'dev'; it has train, validation, test"
-    ):
-        found.rows("dev")
-
-
-def damaged(change: dict | None, drop: str = "") -> str:
-    row = asdict(generate("addition", {"test": 4}).splits["test"][0])
-    row |= change or {}
-    row.pop(drop, None)
-    return json.dumps(row)
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (damaged(None, "alice_label"), "row 1 lacks the column 'alice_label'"),
-        (damaged(None, "template_args"), "row 1 lacks the column 'template_args'"),
-        (damaged({"character": "Carol"}), "row 1 is of the character 'Carol'"),
-        (damaged({"label": True, "alice_label": False, "bob_label": False}), "its label is not Alice's own"),
-        ("{", "line 1 is not JSON"),
-        ("[]", "line 1 is not an object"),
-    ],
-)
-def test_a_damaged_file_is_one_line(line: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text(line + "\n")
-    with pytest.raises(DataError, match=said) as error:
-        load(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-def test_where_a_set_is_looked_for(tmp_path: Path, test_data: Path) -> None:
-    with pytest.raises(DataError, match=r"no quirky set in .*nowhere: it needs files named train.jsonl"):
-        load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds several quirky sets; name one, for example .*quirky_addition"):
-        load(test_data / "elk")
-    with pytest.raises(DataError, match="no published quirky set 'poetry'; choose from addition"):
-        load("hub:poetry")
-
-
-@pytest.mark.parametrize(
-    ("name", "asked"), [("hub:sciq", "EleutherAI/quirky_sciq_raw"), ("someone/quirky_birds", "someone/quirky_birds")]
-)
-def test_the_hub(name: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the real library, but for its last step."""
-    from datasets import Dataset, DatasetDict
-
-    made = generate("addition", {"train": 4, "test": 4})
-
-    def load_dataset(path: str) -> DatasetDict:
-        assert path == asked
-        return DatasetDict(
-            {split: Dataset.from_list([asdict(row) for row in rows]) for split, rows in made.splits.items()}
-        )
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    found = load(name)
-    assert found == QuirkySet("sciq" if name == "hub:sciq" else "birds", made.splits)
-
-
-def test_the_hub_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(path: str) -> None:
-        raise ConnectionError("offline\nnow")
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(DataError, match="quirky_nli_raw cannot be had from the Hub: offline now"):
-        load("hub:nli")
-
-
-def test_settings(tmp_path: Path) -> None:
-    config = QuirkyData(data="addition", train_questions=4, validation_questions=4, test_questions=4, data_seed=2)
-    assert open_quirky(config) == generate("addition", {"train": 4, "validation": 4, "test": 4}, 2)
-    folder = write_set(tmp_path / "own", 12)
-    assert len(open_quirky(QuirkyData(data=str(folder), test_questions=3)).rows("test")) == 6
-    with pytest.raises(ConfigError, match="test_questions is 0"):
-        QuirkyData(test_questions=0)

@@ -1,5 +1,5 @@
 """Models whose family has no file here, code beside the weights included: found by watching them run, and refused where
-they cannot be."""
+they cannot be: `models/parts.py`."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 
 from lens_rnn.models import load_model, wrap_model
 from lens_rnn.models.check import check
-from lens_rnn.models.found import FoundAdapter
+from lens_rnn.models.generic import GenericAdapter
 from lens_rnn.models.head import LogitMap
 from tests.conftest import make_model
-from tests.models.test_adapter import refusal
+from tests.refusals import refusal
 
 import pytest
 import torch
@@ -104,15 +104,15 @@ def test_code_beside_the_weights(states: str, tmp_path: Path, byte_tokenizer: Pr
     assert "'gated_rnn'" in message
     assert "code that lies beside its weights; read that code, and give --trust-remote-code if you trust it" in message
     model = load_model(folder, trust_remote_code=True)
-    assert isinstance(model, FoundAdapter)
+    assert isinstance(model, GenericAdapter)
     assert (model.n_layers, model.states_after_blocks, model.state_names) == (3, states == "after", ())
     assert model.final_norm is model.model.inner.last_norm
     ids = torch.randint(257, (2, 9))
     with torch.no_grad():
         expected = model.model(ids, output_hidden_states=True)
     got = model.forward(ids)
-    for ours, its in zip(got.hidden_states, expected.hidden_states, strict=False):
-        assert torch.equal(ours, its)
+    for ours, theirs in zip(got.hidden_states, expected.hidden_states, strict=False):
+        assert torch.equal(ours, theirs)
     torch.testing.assert_close(model.unembed(got.norm_input), expected.logits)
     assert "cannot be reached" in refusal(lambda: model.advance(ids))
 
@@ -131,12 +131,12 @@ def test_a_model_that_tells_no_hidden_states_is_refused(
 def test_what_watching_finds_is_what_the_familys_own_adapter_declares(family: str) -> None:
     """Not of RWKV-4, which halves its stream, and RWKV-5 to 7, which have no base model."""
     model = make_model(family)
-    own, found = wrap_model(model), FoundAdapter(model)
-    check(found)
-    assert list(found.blocks) == list(own.blocks)
-    assert found.final_norm is own.final_norm
-    assert found.states_after_blocks == own.states_after_blocks
-    assert found.logit_map == own.logit_map == LogitMap(1.0, 1.5 if family == "recurrent_gemma" else None)
+    own, watched = wrap_model(model), GenericAdapter(model)
+    check(watched)
+    assert list(watched.blocks) == list(own.blocks)
+    assert watched.final_norm is own.final_norm
+    assert watched.states_after_blocks == own.states_after_blocks
+    assert watched.logit_map == own.logit_map == LogitMap(1.0, 1.5 if family == "recurrent_gemma" else None)
 
 
 BROKEN = {

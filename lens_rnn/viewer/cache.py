@@ -60,7 +60,7 @@ def shipped(folder: Path) -> dict[str, Choice]:
     }
 
 
-class Readings:
+class ViewerCache:
     """Trajectories and views by the names of model and lens.
 
     Safe to ask from several threads: one reads for all, as a model cannot do more.

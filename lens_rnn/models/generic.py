@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 _ATTENTION = {"keys", "values"}
 
 
-class FoundAdapter(ModelAdapter):
+class GenericAdapter(ModelAdapter):
     """Any causal language model that returns hidden states as transformers' models do: one before or after each block,
     then the normed last.
 
@@ -85,13 +85,13 @@ class FoundAdapter(ModelAdapter):
     @torch.no_grad()
     def mixings(self, input_ids: Tensor, layers: Sequence[int]) -> Iterator[Mixing]:
         known = [layer for layer in layers if self.mixers[layer]]
-        found = [*recurrences(self.blocks, known, lambda: self.forward(input_ids))] if known else []
+        mixings = [*recurrences(self.blocks, known, lambda: self.forward(input_ids))] if known else []
         if set(layers) & set(self.attention_layers):
             with caches.attention_returned(self.model):
                 _, output = self._pass(input_ids, use_cache=False, output_attentions=True)
             attention = softmax_attention(output.attentions or (), self.attention_layers, len(self.blocks))
-            found += [mixing for mixing in attention if mixing.layer in layers]
-        yield from sorted(found, key=lambda mixing: [*layers].index(mixing.layer))
+            mixings += [mixing for mixing in attention if mixing.layer in layers]
+        yield from sorted(mixings, key=lambda mixing: [*layers].index(mixing.layer))
 
     @torch.no_grad()
     def _advance_at_once(

@@ -1,0 +1,156 @@
+"""The plan: what settings come to for a model, a text and processes, and what is refused before anything runs."""
+
+from lens_rnn.data import TokenBlocks
+from lens_rnn.errors import ConfigError, FitError
+from lens_rnn.fitting import FitConfig, Plan, make_plan, plan
+from lens_rnn.fitting.kfac import KFAC
+from lens_rnn.fitting.plan import describe_plan, product_dtype
+from lens_rnn.fitting.sums import StepSums
+from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import Processes
+from tests.data.blocks import make_blocks
+
+import numpy as np
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+def lines(adapter: ModelAdapter, blocks: TokenBlocks, **settings) -> list[str]:
+    return describe_plan(make_plan(adapter, blocks, FitConfig(**settings)), adapter, blocks)
+
+
+# --- which blocks a step sees -----------------------------------------------------------------------------------------
+
+
+def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once(tiny_mamba: ModelAdapter) -> None:
+    def planned(**settings) -> Plan:
+        return make_plan(tiny_mamba, make_blocks(14), FitConfig(batch_size=4, passes=3, **settings))
+
+    first = planned()
+    assert first.steps == 9
+    passes = [np.concatenate([first.rows(step) for step in range(start, start + 3)]) for start in (0, 3, 6)]
+    assert all(len(set(rows.tolist())) == 12 for rows in passes)
+    assert len({tuple(rows.tolist()) for rows in passes}) == 3
+    assert np.array_equal(planned().rows(7), first.rows(7))
+    assert not np.array_equal(planned(seed=1).rows(7), first.rows(7))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)]
+)
+def test_few_tokens_are_seen_several_times(tiny_mamba: ModelAdapter, tokens: int, passes: int) -> None:
+    blocks = TokenBlocks(np.zeros((tokens // 256, 256), dtype=np.uint16), "zeros", tokens, tokens, 1, "0" * 64)
+    assert make_plan(tiny_mamba, blocks, FitConfig()).passes == passes
+    assert make_plan(tiny_mamba, blocks, FitConfig(passes=3)).passes == 3
+
+
+# --- what is resolved -------------------------------------------------------------------------------------------------
+
+
+def test_what_was_left_to_defaults_is_resolved(tiny_mamba: ModelAdapter) -> None:
+    resolved = make_plan(tiny_mamba, make_blocks(70), FitConfig(products="float32")).resolved()
+    assert resolved == {
+        "learning_rate": 1.0,
+        "start_tokens": 70 * 16,
+        "products": "float32",
+        "chunk_tokens": 1024,
+        "dtype": "float32",
+        "tokens": 64 * 16,
+        "passes": 4,
+        "checkpoint_every": 50,
+    }
+    fixed = FitConfig(optimizer="adamw", learning_rate=0.5, start="zero", chunk_tokens=7, products="bfloat16")
+    resolved = make_plan(tiny_mamba, make_blocks(70), fixed).resolved()
+    expected = {"learning_rate": 0.5, "start_tokens": 0, "products": "bfloat16", "chunk_tokens": 7}
+    assert {name: resolved[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "start", "rows"), [("kfac", "zero", 3), ("adamw", "ridge", 3), ("sgd", "zero", 0)]
+)
+def test_moments_are_taken_where_something_uses_them(
+    tiny_mamba: ModelAdapter, optimizer: str, start: str, rows: int
+) -> None:
+    settings = FitConfig(optimizer=optimizer, start=start, start_tokens=50)
+    assert make_plan(tiny_mamba, make_blocks(), settings).start_rows == rows
+
+
+def test_products_are_what_the_processor_is_fast_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda fast=fast: {"amx_bf16": fast})
+        for head in (torch.float32, torch.float16):
+            assert product_dtype(FitConfig(), head, CPU) == (torch.bfloat16 if fast else torch.float32)
+        assert product_dtype(FitConfig(), torch.bfloat16, CPU) == torch.bfloat16
+        assert product_dtype(FitConfig(products="float32"), torch.bfloat16, CPU) == torch.float32
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tiny_mamba: ModelAdapter) -> None:
+    class Two(Processes):
+        world = 2
+
+    with pytest.raises(ConfigError, match="batch_size 7"):
+        make_plan(tiny_mamba, make_blocks(), FitConfig(batch_size=7), Two())
+
+
+def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
+    with pytest.raises(FitError, match="one batch of 4"):
+        make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4))
+
+
+def test_a_model_with_nothing_to_fit_is_refused(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(tiny_mamba), "fitted_layers", ())
+    with pytest.raises(FitError, match="nothing to fit"):
+        make_plan(tiny_mamba, make_blocks(), FitConfig())
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def test_it_says_what_memory_goes_to(tiny_mamba: ModelAdapter) -> None:
+    (memory,) = (line for line in lines(tiny_mamba, make_blocks()) if line.startswith("memory"))
+    parts = ("model", "unembedding", "translators", "gradients", "states of kfac", "hidden states", "logits", "moments")
+    assert [part for part in parts if part not in memory] == []
+    layers, d = len(tiny_mamba.fitted_layers), tiny_mamba.d_model
+    for fisher in (True, False):
+        held = StepSums(layers, d, CPU, fisher).flat.nbytes
+        assert StepSums.bytes_needed(layers, d, fisher) == pytest.approx(held, rel=0.01)
+    kfac = KFAC(torch.zeros(layers, d, d), torch.zeros(layers, d), 1.0)
+    values = [value for layer in kfac.state_dict()["layers"] for value in layer.values()]
+    states = sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
+    assert KFAC.bytes_needed(layers, d) == pytest.approx(states + 3 * d * d * 4, rel=0.05)
+
+
+def test_it_warns_of_too_little_memory_and_knows_what_needs_less(
+    tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warnings(**settings) -> list[str]:
+        return [line for line in lines(tiny_mamba, make_blocks(), **settings) if line.startswith("warning")]
+
+    assert warnings() == []
+    monkeypatch.setattr(plan, "of_device", lambda device: 1024)
+    (line,) = warnings()
+    assert "1 KiB" in line
+    assert "--optimizer adamw needs" in line
+    (line,) = warnings(optimizer="adamw")
+    assert "--optimizer" not in line
+    monkeypatch.setattr(plan, "of_device", lambda device: 0)
+    assert warnings() == [], "where it is not known, nothing is said"
+
+
+def test_processes_of_a_machine_share_its_memory(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "of_device", lambda device: 1024)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert make_plan(tiny_mamba, make_blocks(), FitConfig()).memory_there == 256
+
+
+def test_it_says_how_often_tokens_are_seen(tiny_mamba: ModelAdapter) -> None:
+    once, often = (lines(tiny_mamba, make_blocks(70), passes=passes) for passes in (1, 3))
+    assert "1,024 tokens in blocks of 16 (96 are left over), 1 pass" in once[1]
+    assert "4 steps of 16 × 16 tokens, kl, kfac, ridge start" in once[2]
+    assert often[1].endswith("3 passes")
+    assert "12 steps" in often[2]
