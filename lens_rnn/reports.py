@@ -27,8 +27,9 @@ def read_report(
 ) -> T:
     """The dataclass in a report's file. arranged: turns the file's content into that of the dataclass's fields.
 
-    Raises ArtifactError for what is no such report, or has a format later than `newest`; files without a number are
-    from before there were any.
+    Files without a number are from before there were any; a key that no field has is left out.
+
+    Raises ArtifactError for what is no such report, or has a format later than `newest`.
     """
     content = read_json(path)
     version = content.pop("format", 0)
@@ -61,8 +62,10 @@ def _typed(kind: Any, value: Any) -> Any:
     if kind is float:
         return math.nan if value is None else float(value)
     if is_dataclass(kind) or hasattr(kind, "_fields"):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{value!r:.40} is no object")
         hints = get_type_hints(kind)
-        return kind(**{name: _typed(hints[name], part) for name, part in value.items()})
+        return kind(**{name: _typed(hint, value[name]) for name, hint in hints.items() if name in value})
     if origin is not None and issubclass(origin, Mapping):
         return {int(key) if inner[0] is int else key: _typed(inner[1], part) for key, part in value.items()}
     if origin is not None and issubclass(origin, Sequence):

@@ -57,7 +57,6 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
         ({"spread": {"value": 1, "low": 0}, "values": []}, "high"),
         ({"values": []}, "spread"),
         ({"spread": 3, "values": []}, "Inner"),
-        ({"spread": {"value": 1, "low": 0, "high": 2}, "values": [], "more": 1}, "more"),
     ],
 )
 def test_another_format_and_a_damaged_file_are_one_line(content: dict, word: str, tmp_path: Path) -> None:
@@ -65,3 +64,10 @@ def test_another_format_and_a_damaged_file_are_one_line(content: dict, word: str
     with pytest.raises(ArtifactError, match=word) as error:
         read_report(tmp_path / "r.json", Inner, 1)
     assert "\n" not in str(error.value)
+
+
+def test_a_key_that_no_field_has_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(
+        '{"spread": {"value": 1, "low": 0, "high": 2, "width": 2}, "values": [], "more": 1}'
+    )
+    assert read_report(tmp_path / "r.json", Inner, 1).spread == Estimate(1, 0, 2)
