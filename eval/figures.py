@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import cli
+from lens_rnn import cli, flags
 from lens_rnn.activity import doing
 from lens_rnn.drawing import Drawable, save_picture
 from lens_rnn.errors import ConfigError, DataError
@@ -30,7 +30,7 @@ from lens_rnn.files import write_text
 class Config:
     """Draw the figures of the paper from result files."""
 
-    results: cli.Positional[tuple[str, ...]] = ("results",)
+    results: flags.Positional[tuple[str, ...]] = ("results",)
     """Result files or folders that hold any number of them; FAMILY:PATH where a file and its folders do not tell the
     family."""
     output: Path = Path("figures")

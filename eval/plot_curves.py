@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from lens_rnn import cli
+from lens_rnn import cli, flags
 from lens_rnn.activity import doing
 from lens_rnn.drawing import save_picture
 from lens_rnn.errors import ConfigError
@@ -24,7 +24,7 @@ from lens_rnn.evaluation.results import FILE_NAME, read_results
 class Config:
     """Draw results over depth."""
 
-    results: cli.Positional[tuple[str, ...]] = ()
+    results: flags.Positional[tuple[str, ...]] = ()
     """Folders that hold an aggregate_metrics.json, or such files; FAMILY:PATH where the family is not known."""
     output: Path
     """A .png or .html file, or a folder that gets curves.png and curves.html."""

@@ -78,11 +78,13 @@ class Checkpoints:
         except Exception as error:  # torch raises a dozen types for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise OSError(f"cannot read {path} ({reason})") from None
+        if not {"identity", "step"} <= state.keys():
+            raise FitError(f"{path} was written by an earlier version; start anew with --overwrite")
         self._compare(state["identity"])
         return state
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(self.folder.glob("step-*.pt"), key=lambda path: int(path.stem.removeprefix("step-")))
 
     def _compare(self, saved: dict[str, Any]) -> None:
         for name in self.identity | saved:

@@ -93,6 +93,8 @@ def discriminant(difference: np.ndarray, covariance: np.ndarray, *, refuse_singu
 
     refuse_singular: raise LinAlgError if Σ is not positive definite; else, of a whole Σ, the pseudo-inverse is taken.
     """
+    if not np.isfinite(covariance).all():
+        raise np.linalg.LinAlgError("a variance is not finite")
     if not refuse_singular:
         return np.asarray(linalg.lstsq(covariance, difference)[0])
     if covariance.ndim == 1:

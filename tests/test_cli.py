@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from lens_rnn import cli, versions
+from lens_rnn import cli, flags, versions
 from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError, ModelError
 from tests.scripts.launch import run_in_process
@@ -57,7 +57,7 @@ class Config:
 class Demanding:
     """Needs to be told."""
 
-    results: cli.Positional[tuple[str, ...]] = ()
+    results: flags.Positional[tuple[str, ...]] = ()
     """What to read."""
     output: Path
     """Where to write."""
@@ -72,7 +72,7 @@ class Demanding:
 def refusal(*arguments: str, config_type: type = Config) -> str:
     """The message of the ConfigError that parsing ends in, which must be one line."""
     with pytest.raises(ConfigError) as caught:
-        cli.parse(config_type, list(arguments))
+        flags.parse(config_type, list(arguments))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -93,7 +93,7 @@ def yaml(tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_without_arguments_a_configuration_is_its_defaults() -> None:
-    assert cli.parse(Config, []) == Config()
+    assert flags.parse(Config, []) == Config()
 
 
 def test_flags_set_fields_of_every_type() -> None:
@@ -101,7 +101,7 @@ def test_flags_set_fields_of_every_type() -> None:
         "--steps 5 --rate 1e-3 --loss ce --name rwkv --output a/b --micro-batch-size 2 --overwrite --labels x y "
         "--limits 0.5 2"
     )
-    assert cli.parse(Config, words.split()) == Config(
+    assert flags.parse(Config, words.split()) == Config(
         steps=5,
         rate=1e-3,
         loss="ce",
@@ -147,13 +147,13 @@ def test_what_is_required_and_missing_is_named() -> None:
 
 def test_numbers_may_be_negative_and_what_is_optional_none() -> None:
     words = ["--limits", "-.5", "-1e-3", "--rate", "None", "--output", "None"]
-    assert cli.parse(Config, words) == Config(limits=(-0.5, -1e-3))
-    assert cli.parse(Config, ["--rate", "2", "--rate", "-1e-3"]) == Config(rate=-1e-3), "the last one counts"
+    assert flags.parse(Config, words) == Config(limits=(-0.5, -1e-3))
+    assert flags.parse(Config, ["--rate", "2", "--rate", "-1e-3"]) == Config(rate=-1e-3), "the last one counts"
 
 
 @pytest.mark.parametrize("words", ["a b --output x", "--output x a b", "a --output x b"])
 def test_what_has_no_flag_may_stand_anywhere(words: str) -> None:
-    assert cli.parse(Demanding, words.split()) == Demanding(results=("a", "b"), output=Path("x"))
+    assert flags.parse(Demanding, words.split()) == Demanding(results=("a", "b"), output=Path("x"))
 
 
 def test_a_long_value_is_repeated_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_help_shows_every_field_and_how_to_use_a_file(
     monkeypatch.setenv("COLUMNS", "120")
     for flag in ("--help", "-h"):
         with pytest.raises(SystemExit) as stopped:
-            cli.parse(Config, [flag])
+            flags.parse(Config, [flag])
         assert stopped.value.code == 0
         shown = capsys.readouterr().out
         for words in (
@@ -183,7 +183,7 @@ def test_help_shows_every_field_and_how_to_use_a_file(
             assert words in shown
     monkeypatch.setenv("COLUMNS", "60")
     with pytest.raises(SystemExit):
-        cli.parse(Config, ["--help"])
+        flags.parse(Config, ["--help"])
     assert capsys.readouterr().out.count("\n") > shown.count("\n"), "help is fitted to the terminal"
 
 
@@ -196,7 +196,7 @@ def test_help_has_what_other_classes_bring_under_their_first_lines(capsys: pytes
         """How much, in %."""
 
     with pytest.raises(SystemExit):
-        cli.parse(Both, ["--help"])
+        flags.parse(Both, ["--help"])
     options, do_the_thing, can_say_more = re.split(r"\n\n(?=Do the thing:|Can say more:)", capsys.readouterr().out)
     assert "Do both things." in options
     assert "How much, in %. (default: 90 %)" in options
@@ -214,10 +214,10 @@ def test_a_file_sets_fields_and_the_command_line_wins(
 ) -> None:
     words = form(yaml("steps: 7\nname: from the file\nmicro-batch-size: 4\noverwrite: true\nlabels: [a, b]\n"))
     from_file = Config(steps=7, name="from the file", micro_batch_size=4, overwrite=True, labels=("a", "b"))
-    assert cli.parse(Config, words) == from_file
+    assert flags.parse(Config, words) == from_file
     expected = Config(steps=9, name="from the file", micro_batch_size=4, overwrite=False, labels=("c",))
     more = ["--steps", "9", "--no-overwrite", "--labels", "c"]
-    assert cli.parse(Config, [*words, *more]) == cli.parse(Config, [*more, *words]) == expected
+    assert flags.parse(Config, [*words, *more]) == flags.parse(Config, [*more, *words]) == expected
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_file_sets_fields_and_the_command_line_wins(
     ],
 )
 def test_a_file_gives_each_field_its_own_type(yaml: Callable[[str], str], text: str, field: str, value: object) -> None:
-    got = getattr(cli.parse(Config, ["--config", yaml(text)]), field)
+    got = getattr(flags.parse(Config, ["--config", yaml(text)]), field)
     assert got == value
     assert type(got) is type(value)
 
@@ -295,16 +295,16 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(yaml: Callable[[str], str
 
 def test_a_setting_that_its_class_refuses_is_refused_from_a_file_too(yaml: Callable[[str], str]) -> None:
     assert refusal("--config", yaml("steps: 0")) == "steps is 0; it must be at least 1"
-    assert cli.parse(Config, ["--config", yaml("steps: 0"), "--steps", "1"]) == Config(steps=1), (
+    assert flags.parse(Config, ["--config", yaml("steps: 0"), "--steps", "1"]) == Config(steps=1), (
         "what counts is the outcome"
     )
 
 
 def test_a_file_may_leave_out_what_the_command_line_says(yaml: Callable[[str], str]) -> None:
-    assert cli.parse(Demanding, ["--config", yaml("output: x"), "a", "b"]) == Demanding(
+    assert flags.parse(Demanding, ["--config", yaml("output: x"), "a", "b"]) == Demanding(
         results=("a", "b"), output=Path("x")
     )
-    assert cli.parse(Demanding, ["--config", yaml("output: x\nresults: [c]")]) == Demanding(
+    assert flags.parse(Demanding, ["--config", yaml("output: x\nresults: [c]")]) == Demanding(
         results=("c",), output=Path("x")
     )
     assert refusal("--config", yaml("output: x"), config_type=Demanding) == "there is no result"
@@ -337,13 +337,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 def test_a_saved_configuration_is_read_back(tmp_path: Path, config: Config) -> None:
     cli.save_config(config, tmp_path / "new" / "run.yaml")
     begun_anew = replace(config, overwrite=False)  # how a run was begun is not for the next one to repeat
-    assert cli.parse(Config, ["--config", str(tmp_path / "new" / "run.yaml")]) == begun_anew
+    assert flags.parse(Config, ["--config", str(tmp_path / "new" / "run.yaml")]) == begun_anew
 
 
 def test_a_saved_configuration_does_not_repeat_how_its_run_was_begun(tmp_path: Path) -> None:
     cli.save_config(Config(steps=8, overwrite=True), tmp_path / "run.yaml")
     assert (tmp_path / "run.yaml").read_text().startswith(cli.MARK)
-    assert cli.parse(Config, ["--config", str(tmp_path / "run.yaml")]) == Config(steps=8)
+    assert flags.parse(Config, ["--config", str(tmp_path / "run.yaml")]) == Config(steps=8)
 
 
 def test_plain_values_are_ready_for_json() -> None:
@@ -611,3 +611,23 @@ def test_one_of_several_processes_exits_with_its_code_and_its_words() -> None:
     )
     done = run_by_itself(script, WORLD_SIZE="2")
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (2, "said\n", "error: no text")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--name", " -1"), {"name": " -1"}),  # a leading space makes another token
+        (("--name", "-1"), {"name": "-1"}),
+        (("--name=-x",), {"name": "-x"}),
+        (("--rate", "-.5"), {"rate": -0.5}),
+    ],
+)
+def test_values_are_taken_as_they_are(words: tuple[str, ...], expected: dict) -> None:
+    parsed = flags.parse(Config, list(words))
+    assert {name: getattr(parsed, name) for name in expected} == expected
+
+
+def test_underscores_in_flags_and_words_after_two_dashes() -> None:
+    assert flags.parse(Demanding, ["--output", "x", "--", "-a", "--b"]).results == ("-a", "--b")
+    with pytest.raises(ConfigError, match="whole number"):
+        flags.parse(Config, ["--steps", "1" + "0" * 5000])

@@ -28,7 +28,7 @@ from tuned_lens.nn.lenses import Lens
 class HalvedLens(Lens):
     """Reads half of each hidden state."""
 
-    def transform_hidden(self, h: Tensor, idx: int) -> Tensor:  # noqa: ARG002 (the layer does not matter to it)
+    def transform_hidden(self, h: Tensor, idx: int) -> Tensor:
         return h / 2
 
     def forward(self, h: Tensor, idx: int) -> Tensor:

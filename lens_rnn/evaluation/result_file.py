@@ -6,6 +6,7 @@ The schema is tuned-lens's: `{"logit"|"tuned": {"ce"|"entropy"|"kl": {"layer_0":
 number.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -103,12 +104,14 @@ class EvaluationResult:
 def read_result(path: Path) -> EvaluationResult:
     """The result in a file. Raises DataError where it is missing, is no result, or is of a later format."""
     file = _File(path)
-    logit = _lens_values(file, "logit", None)
+    logit, model_entropy = _lens_values(file, "logit", None), None
+    with contextlib.suppress(DataError):
+        model_entropy = file.number("baseline.entropy.final")
     return EvaluationResult(
         logit=logit,
         tuned=_lens_values(file, "tuned", len(logit.ce)) if "tuned" in file.content else None,
         model_ce=file.number("baseline.ce.final"),
-        model_entropy=file.number("baseline.entropy.final") if file.has("baseline.entropy") else None,
+        model_entropy=model_entropy,
         about=_conditions(file, len(logit.ce)) if "lens_rnn" in file.content else None,
     )
 
@@ -133,12 +136,12 @@ def _lens_json(lens: LensValues) -> dict[str, Any]:
 
 def _lens_values(file: "_File", name: str, n_layers: int | None) -> LensValues:
     ce = file.layers(f"{name}.ce", n_layers)
-    kinds = {
-        kind: file.layers(f"{name}.{kind}", len(ce)) if file.has(f"{name}.{kind}") else None
-        for kind in ("entropy", "kl")
-    }
+    kl = file.layers(f"{name}.kl", len(ce)) if file.has(f"{name}.kl") else None
+    entropy = None
+    with contextlib.suppress(DataError):  # nothing is drawn of it: a file may hold it in part
+        entropy = file.layers(f"{name}.entropy", len(ce))
     transfer = _transfer_values(file, f"{name}.layer_transfer", len(ce)) if file.has(f"{name}.layer_transfer") else None
-    return LensValues(ce=ce, **kinds, transfer=transfer)
+    return LensValues(ce=ce, entropy=entropy, kl=kl, transfer=transfer)
 
 
 def _transfer_values(file: "_File", key: str, n_layers: int) -> TransferValues:

@@ -73,8 +73,8 @@ def read_curves(spec: str | Path) -> Curves:
         name = _published_name(family, path)
     else:
         depth = about.depth
-        name = Path(about.model or path.resolve().parent).name
-        family = about.family or family
+        name = Path(str(about.model or path.resolve().parent)).name
+        family = str(about.family) if about.family else family
     tuned = result.tuned
     return Curves(
         name=name,

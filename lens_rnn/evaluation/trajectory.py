@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation.metrics import TokenSpan, log_predictions, token_spans
 from lens_rnn.models import ModelAdapter
-from lens_rnn.models.inputs import one_text
+from lens_rnn.models.inputs import one_text, whole_numbers
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def predict(
     if top_k < 1 or stride < 1:
         raise ConfigError(f"top_k is {top_k} and stride {stride}; both must be at least 1")
     batch = one_text(adapter, input_ids)  # (1, tokens)
-    ids = batch[0].cpu()
+    ids = batch[0].cpu()  # a copy of what was given
     wanted = pad(ids[1:], (0, 1), value=NO_TARGET) if targets is None else _checked_targets(adapter, targets, len(ids))
     layers = adapter.fitted_layers[::stride]
     parts, done = [], 0
@@ -211,8 +211,8 @@ def _read(lens: Lens, layers: Sequence[int], span: TokenSpan, k: int) -> list[np
 def _checked_targets(adapter: ModelAdapter, targets: Tensor | Sequence[int], tokens: int) -> Tensor:
     """The targets (tokens), int64, on the CPU. Raises DataError for another number of them, or for one that the
     vocabulary does not have and that is not NO_TARGET."""
-    wanted = torch.as_tensor(targets).cpu()
+    wanted = whole_numbers(targets, "targets")
     if len(wanted) != tokens:
         raise DataError(f"there are {len(wanted)} targets for {tokens} tokens; give one a token, {NO_TARGET} for none")
     one_text(adapter, wanted.where(wanted != NO_TARGET, 0))
-    return wanted.long()
+    return wanted

@@ -99,7 +99,7 @@ def fit(
         lens.layer_translators.load_state_dict(resume_from["translators"])
         optimizer.load_state_dict(resume_from["optimizer"])
         done, result.history = resume_from["step"], resume_from["history"]
-        result.start = {layer: LayerStart(**start) for layer, start in resume_from["start"].items()}
+        result.start = {int(layer): LayerStart(**start) for layer, start in resume_from["start"].items()}
         if processes.is_main:
             log.info("resumed after step %d of %d", done, plan.steps)
     else:

@@ -1,10 +1,12 @@
 """What is asked of a model, checked before it runs: token ids that it has, layers that it has."""
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from lens_rnn.errors import ConfigError, DataError
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -13,19 +15,14 @@ if TYPE_CHECKING:
     from lens_rnn.models.adapter import ModelAdapter
 
 
-def one_text(adapter: "ModelAdapter", input_ids: Tensor | Sequence[int]) -> Int64[Tensor, "1 tokens"]:
+def one_text(adapter: "ModelAdapter", input_ids: Tensor | np.ndarray | Sequence[int]) -> Int64[Tensor, "1 tokens"]:
     """Token ids of one text on the model's device.
 
     Raises DataError for no tokens, more than the model can read, several texts, or ids that the model does not have.
     """
-    given = torch.as_tensor(input_ids)
-    if not given.numel():
+    ids = whole_numbers(input_ids, "token ids")
+    if not len(ids):
         raise DataError("the text has no tokens; give at least one")
-    if given.ndim != 1 or given.is_floating_point() or given.dtype == torch.bool:
-        raise DataError(
-            f"token ids have the shape {tuple(given.shape)} and type {given.dtype}; give one sequence of whole numbers"
-        )
-    ids = given.long()
     if not (int(ids.min()) >= 0 and int(ids.max()) < adapter.vocab_size):
         raise DataError(
             f"token ids run from {ids.min()} to {ids.max()}, and {adapter.name} has 0 to {adapter.vocab_size - 1}"
@@ -37,9 +34,22 @@ def one_text(adapter: "ModelAdapter", input_ids: Tensor | Sequence[int]) -> Int6
     return ids[None].to(adapter.device)
 
 
-def checked_layers(adapter: "ModelAdapter", layers: int | Sequence[int]) -> list[int]:
+def whole_numbers(values: Tensor | np.ndarray | Sequence[int], name: str) -> Int64[Tensor, " values"]:
+    """A copy of some whole numbers, on the CPU. Raises DataError, with their name, where they are anything else."""
+    try:
+        given = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # text, what is ragged, what 64 bits do not hold
+        raise DataError(f"{name} are {values!r:.40}; give one sequence of whole numbers") from None
+    if given.ndim != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
+        raise DataError(
+            f"{name} have the shape {tuple(given.shape)} and type {given.dtype}; give one sequence of whole numbers"
+        )
+    return given.long().clone()
+
+
+def checked_layers(adapter: "ModelAdapter", layers: SupportsIndex | Sequence[int] | np.ndarray | Tensor) -> list[int]:
     """The layers as a list. Raises ConfigError for none, or for one that the model does not have."""
-    wanted = [layers] if isinstance(layers, int) else list(layers)
+    wanted = [operator.index(layer) for layer in np.atleast_1d(np.asarray(layers)).tolist()]
     if not wanted:
         raise ConfigError(f"no layer of {adapter.name} is named; choose from 0 to {adapter.n_layers - 1}")
     if wrong := [layer for layer in wanted if not 0 <= layer < adapter.n_layers]:

@@ -1,5 +1,6 @@
 """A model whose blocks are spread, over a group of one process: tests/scripts/shard_families.py has two."""
 
+import sys
 from collections.abc import Iterator
 
 from lens_rnn.models import wrap_model
@@ -14,7 +15,8 @@ IDS = torch.randint(96, (2, 12), generator=torch.Generator().manual_seed(3))
 
 
 @pytest.fixture
-def group() -> Iterator[None]:
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # to be put back: torch sets one that says the rank
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
