@@ -76,6 +76,7 @@ def read_vector(lens: TunedLens, vector: Tensor, layer: int, mean: Tensor) -> Te
     h, v = mean.to(device), vector.to(device)
     z = lens.transform_hidden(h, layer)  # (d_model): z̄, the mean of translated states: a translator is affine
     along = v + v @ lens[layer].weight.T
+    # not torch.func.jvp: of a LayerNorm its rounding is another (2e-7), and published figures would change
     moved = torch.autograd.functional.jvp(lens.unembed.normed, z, along)[1]  # (d_model): J (I + W) v
     head = lens.unembed.unembedding.weight
     return (head.float() @ moved.float()).detach()
