@@ -197,7 +197,9 @@ def finetune(
             processes.wait()
         on_step(StepReport(step + 1, loss, measured))
     best = min(losses, key=lambda step: losses[step])
-    _put_back(weights, checkpoints.at(best))
+    with processes.together():  # where machines have folders of their own, one alone has it
+        kept = checkpoints.at(best) if processes.is_main else None
+    _put_back(weights, processes.hand_on(kept, 0))
     return model, Finetuned(best, losses)
 
 

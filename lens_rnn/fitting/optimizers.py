@@ -83,6 +83,7 @@ class TorchOptimizer:
         self.learning_rate = 0.0
 
     def _make(self, learning_rate: float) -> list[Optimizer]:
+        """torch's optimizers of the weights and biases: each subclass has its own."""
         raise NotImplementedError
 
     @classmethod
