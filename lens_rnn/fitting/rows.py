@@ -33,8 +33,8 @@ class RowKernels(Protocol):
     def sample_(
         self, logits: Float[Tensor, "tokens vocab"], draws: Float[Tensor, " tokens"]
     ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-        """Turn logits, with p = softmax(logits), into p − e[y], in place, for a label y drawn from p for each token: the
-        first whose cumulated probability exceeds its draw, uniform in [0, 1).
+        """Turn logits, with p = softmax(logits), into p − e[y], in place, for labels y that are drawn from p: of each
+        token the first whose cumulated probability exceeds its draw, uniform in [0, 1).
 
         Returns log Σ exp(logits) (tokens), and the labels (tokens).
         """
