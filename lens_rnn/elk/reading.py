@@ -40,10 +40,15 @@ class ProbeScores(NamedTuple):
     """(layers, test rows)."""
     turned: tuple[bool, ...]
     """Of each layer, whether labels turned its sign."""
-    layer: int
-    """The earliest informative one, by cross-validation on the rows that it was fitted on."""
+    validated: tuple[float, ...]
+    """Of each layer, the AUROC by cross-validation on the rows that the probe was fitted on."""
     controls: Mapping[str, tuple[Control, ...]]
     """By test, of each layer what random directions read; none of a probe that is not fitted."""
+
+    @property
+    def layer(self) -> int:
+        """The earliest informative one. Nothing reported has a part in it."""
+        return earliest_informative(self.validated)
 
 
 def read_all(
@@ -91,9 +96,9 @@ class _Reading:
     def untrained(self, feature: str, depths: tuple[float, ...], train: Feature, test: Feature) -> ProbeScores:
         """A feature that is a log-odds already."""
         at_home = home(self.train, "none")
-        layer = earliest_informative([auroc(self.labels[at_home], odds[at_home]) for odds in train.values[..., 0]])
+        areas = tuple(auroc(self.labels[at_home], odds[at_home]) for odds in train.values[..., 0])
         turned = (False,) * len(depths)
-        return ProbeScores(feature, READER, "none", depths, test.values[..., 0], turned, layer, {})
+        return ProbeScores(feature, READER, "none", depths, test.values[..., 0], turned, areas, {})
 
     def fitted(
         self,
@@ -110,12 +115,12 @@ class _Reading:
         fold = folds(self.questions[among], self.strata[among], self.seed)
         fit = partial(fit_probe, probe, seed=self.seed)
         whole = [fit(x[among], y) for x, _ in layers]
-        held_out = [validated(fit, x[among], y, fold, at_home) for x, _ in layers]
+        held_out = tuple(validated(fit, x[among], y, fold, at_home) for x, _ in layers)
         key = (source, PROBES[probe].drawn, subset)
         if key not in self._controls:
             tests = {name: self.tests[name] for name in TRANSFERS[subset]}
             by_layer = [control(PROBES[probe].drawn, x[among], y, unseen, tests, self.seed) for x, unseen in layers]
             self._controls[key] = {name: tuple(of_layer[name] for of_layer in by_layer) for name in tests}
         odds = np.stack([at.log_odds(np.asarray(unseen)) for at, (_, unseen) in zip(whole, layers, strict=True)])
-        turned, layer = tuple(at.turned for at in whole), earliest_informative(held_out)
-        return ProbeScores(feature, probe, subset, depths, odds, turned, layer, self._controls[key])
+        turned = tuple(at.turned for at in whole)
+        return ProbeScores(feature, probe, subset, depths, odds, turned, held_out, self._controls[key])

@@ -87,6 +87,7 @@ def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"settings": settings, "training": training}
 
 
+_CURVES = ("depths", "curve", "validated", "controls")
 _FLAT, _PARTS = ("auroc", "recovered"), ("value", "low", "high")
 
 
@@ -125,7 +126,7 @@ def table(results: Sequence[Result]) -> str:
     written = io.StringIO()
     rows = []
     for result in results:
-        row = {name: value for name, value in _flat(result).items() if name not in ("depths", "curve", "controls")}
+        row = {name: value for name, value in _flat(result).items() if name not in _CURVES}
         rows.append(row | {f"control_{name}": value for name, value in to_json(result.control).items()})
     writer = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -48,6 +48,9 @@ class Result:
     depths: tuple[float, ...]
     curve: tuple[float, ...]
     """AUROC of every layer."""
+    validated: tuple[float, ...] = ()
+    """Of every layer, the AUROC by which it was chosen; none in files of format 1, whose layer was chosen on the rows
+    reported."""
     controls: tuple[Control, ...] = ()
     """Of every layer, quantiles of the AUROC of random directions; none of a probe that is not fitted, and in files of
     format 1."""
@@ -99,6 +102,7 @@ def score_transfers(scores: Iterable[ProbeScores], rows: Sequence[QuirkyRow]) ->
                     turned=probe.turned[probe.layer],
                     depths=probe.depths,
                     curve=tuple(auroc(truth[among], layer_odds[among]) for layer_odds in probe.log_odds),
+                    validated=probe.validated,
                     controls=probe.controls.get(test, ()),
                 )
             )

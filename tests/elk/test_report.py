@@ -42,6 +42,7 @@ RESULT = Result(
     turned=False,
     depths=(0.25, 0.5),
     curve=(0.5, 0.75),
+    validated=(0.5, 0.75),
     controls=(Control(0.25, 0.5, 0.75), Control(0.125, 0.5, 0.625)),
 )
 TRANSFERS = TransferReport(
@@ -89,10 +90,10 @@ def test_format_1_of_transfers_is_read_without_controls_and_3_is_refused(tmp_pat
     content = json.loads(path.read_text())
     assert content["format"] == 2
     for row in content["transfers"]:
-        del row["controls"]
+        del row["controls"], row["validated"]
     path.write_text(json.dumps(content | {"format": 1}))
     (old,) = TransferReport.read(path).transfers
-    assert old == replace(RESULT, controls=())
+    assert old == replace(RESULT, controls=(), validated=())
     assert not old.clears
     assert math.isnan(old.control.high)
     path.write_text(json.dumps(content | {"format": 3}))

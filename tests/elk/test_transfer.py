@@ -16,6 +16,7 @@ from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.elk.reading import ProbeScores, read_all
 from lens_rnn.elk.report import table
 from lens_rnn.elk.scores import auroc, auroc_estimate
+from lens_rnn.elk.selection import earliest_informative
 from lens_rnn.elk.subsets import TRANSFERS, check_rows, members, questions, scored
 from lens_rnn.elk.transfer import score_transfers
 from lens_rnn.errors import DataError
@@ -104,6 +105,7 @@ def test_figures_are_those_of_the_earliest_informative_layer(scores: list[ProbeS
         assert r.auroc.low <= r.auroc.value <= r.auroc.high
         if r.probe in ("lr", "lda", "reader"):
             assert (r.layer, r.depth) == (1, pytest.approx(2 / 3))  # layer 0 is noise
+        assert r.layer == earliest_informative(r.validated)
         assert len(r.controls) == (0 if r.probe == "reader" else LAYERS)
         assert r.clears == (r.auroc.low > r.control.high)
         if r.controls:
@@ -220,7 +222,7 @@ def odd_scores(shift: float) -> ProbeScores:
     base = random.standard_normal(len(TEST))
     bob = np.array([row.character == "Bob" for row in TEST])
     odds = np.stack([base, base + 0.1 * random.standard_normal(len(TEST)) + shift * bob])
-    return ProbeScores("raw", "lr", "AE", (0.5, 1.0), odds, (False, False), 0, {})
+    return ProbeScores("raw", "lr", "AE", (0.5, 1.0), odds, (False, False), (0.5, 0.5), {})
 
 
 def test_anomalies_are_found_where_there_are_any() -> None:
@@ -244,6 +246,6 @@ def test_mahalanobis_is_its_formula() -> None:
 def test_too_few_rows_for_anomalies() -> None:
     with pytest.raises(DataError, match="three rows of AE"):
         detect(
-            ProbeScores("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,), 0, {}),
+            ProbeScores("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,), (0.5,), {}),
             [row for row in TEST if row.character == "Bob"][:4],
         )
