@@ -67,7 +67,7 @@ def load_blocks(
     wanted = asked or (DEFAULT_FIT_TOKENS if role == "fit" else DEFAULT_EVAL_TOKENS)
     wanted = sys.maxsize if everything else wanted - wanted % config.seq_len
     if config.eval_data is not None and role == "eval":
-        source = open_source(replace(config, data=config.eval_data))
+        source = open_source(replace(config, data=config.eval_data, eval_data=None))
     source = source or open_source(config)
     # Of separate texts each is taken whole, except that a validation split is what there is to measure on.
     half = role if config.eval_data is None or (role == "eval" and source.is_apart) else None

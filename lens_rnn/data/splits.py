@@ -50,8 +50,8 @@ def is_held_out(key: str) -> bool:
 
 
 def choose_split(pieces: Iterable[Piece]) -> Split:
-    """By a hash of documents if those are enough and not too much of the text, else its last tenth, cut at a line end,
-    or a space, if there is one in the 1,024 characters before."""
+    """By a hash of documents if those are enough and not too much of the text, else its last tenth, which begins after a
+    space or line end where there is one in the 64 characters before."""
     total = held = 0
     for piece, is_held in _hashed(pieces):
         total += len(piece.text)
@@ -92,5 +92,5 @@ def _good_cut(text: str, at: int) -> int:
     """A place to cut in two, at `at` or a little before it."""
     if not 0 < at < len(text):
         return at
-    start = max(0, at - 1024)
-    return (text.rfind("\n", start, at) + 1) or (text.rfind(" ", start, at) + 1) or at
+    start = max(0, at - 64)
+    return max(text.rfind("\n", start, at), text.rfind(" ", start, at)) + 1 or at
