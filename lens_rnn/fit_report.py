@@ -41,9 +41,13 @@ class DataFacts:
     tokens: int = 0
     seq_len: int = 0
     documents: int = 0
+    """Of the whole half, from which the tokens are."""
     bytes: int = 0
+    """Of the text of these tokens, in UTF-8."""
     tokens_per_byte: float = nan
     sha256: str = ""
+    held_out: str = ""
+    """What of the text was held out, in words."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the source says of itself, such as its commit on the Hub."""
 

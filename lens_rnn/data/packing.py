@@ -1,88 +1,45 @@
-"""Documents to packed blocks of tokens on disk, with bytes and tokens counted exactly.
+"""Documents to packed blocks of tokens on disk, with the bytes of each token counted exactly.
 
-Documents are joined by the end-of-text token and cut into blocks of `seq_len` tokens. Blocks are kept in a
-memory-mapped file in the cache folder, under a name made of everything that decides its content, and are reused.
+Documents are joined by the end-of-text token, and cut into blocks of `seq_len` tokens when they are asked for. Tokens
+are kept in a memory-mapped file in the cache folder, under a name made of everything that decides its content, and
+reused.
 """
 
 import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.data.sources import HELD_OUT_ONE_IN, DataConfig, Document, Role, Source, open_source
+from lens_rnn.data.blocks import TokenBlocks
+from lens_rnn.data.byte_counts import ByteCounter
+from lens_rnn.data.config import DataConfig, Role
+from lens_rnn.data.documents import Document, Source
+from lens_rnn.data.sources import open_source
 from lens_rnn.errors import DataError
 
 import numpy as np
-import torch
 from filelock import FileLock
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT_FIT_TOKENS = 262_144
 DEFAULT_EVAL_TOKENS = 32_768
 
+SHORTEST_BLOCK = 8
+"""Tokens: no text is so short that its blocks get shorter."""
+FORMAT = 2
+"""Of the cache."""
+TOKENS, TOKEN_BYTES, META = "tokens.bin", "token_bytes.bin", "meta.json"
+
 _GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TokenBlocks:
-    """Packed tokens of one half of a source."""
-
-    tokens: np.ndarray
-    """(blocks, seq_len), uint16 or uint32: memory-mapped, or a few blocks drawn from a small source."""
-    source: str
-    """What was packed, for people and for fit.json."""
-    n_bytes: int
-    """UTF-8 bytes of the documents that were tokenised: the ratio of tokens to bytes is that of whole documents."""
-    n_tokens: int
-    """Tokens of those documents, an end-of-text token after each included."""
-    n_documents: int
-    sha256: str
-    """Of the packed tokens."""
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    """What the source says of itself: for python-stdlib the Python version and a hash of its files, for a Hub data set
-    the commit."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def seq_len(self) -> int:
-        return int(self.tokens.shape[1])
-
-    def batch(self, rows: np.ndarray | slice, device: torch.device | str = "cpu") -> Tensor:
-        """Tokens of some blocks, (rows, seq_len), int64."""
-        return torch.from_numpy(self.tokens[rows].astype(np.int64)).to(device)
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Factor from nats per predicted token to bits per byte: (tokens ÷ bytes) ÷ ln 2."""
-        return self.n_tokens / self.n_bytes / math.log(2)
-
-    def counts(self, vocab_size: int) -> np.ndarray:
-        """How often each token id occurs, (vocab_size,)."""
-        total = np.zeros(vocab_size, dtype=np.int64)
-        for rows in np.array_split(self.tokens, max(1, self.tokens.size // 2**24)):
-            total += np.bincount(rows.ravel(), minlength=vocab_size)
-        return total
-
-
-def unigram_cross_entropy(fit: TokenBlocks, scored: TokenBlocks, vocab_size: int) -> float:
-    """Nats a token of the unigram model with add-one counts from `fit`, on the predicted tokens of `scored`."""
-    counts = fit.counts(vocab_size) + 1
-    log_p = np.log(counts / counts.sum())
-    return float(-log_p[scored.tokens[:, 1:]].mean())
 
 
 def cache_folder() -> Path:
@@ -98,48 +55,94 @@ def load_blocks(
     everything: bool = False,
 ) -> TokenBlocks:
     """Packed blocks of one half of a source: from the cache, or packed now by one process of this machine while others
-    wait.
+    wait. Where the end of a text is held out, a block before it is in neither half.
 
-    everything: take all there is, whatever the configuration asks for.
+    source: what config.data names, where it is open already. everything: take all there is, whatever the configuration
+    asks for.
 
-    Raises DataError if the source is missing or malformed, if it has no document in this half, or if it holds fewer
+    Raises DataError if the source is missing or malformed, if it has no block in this half, or if it holds fewer
     tokens than config.tokens (role fit) or config.eval_tokens (role eval) asks for.
     """
-    source = source or open_source(config)
     asked = config.tokens if role == "fit" else config.eval_tokens
     wanted = asked or (DEFAULT_FIT_TOKENS if role == "fit" else DEFAULT_EVAL_TOKENS)
     wanted = sys.maxsize if everything else wanted - wanted % config.seq_len
-    to_pack = sys.maxsize if source.is_small else wanted
+    if config.eval_data is not None and role == "eval":
+        source = open_source(replace(config, data=config.eval_data, eval_data=None))
+    source = source or open_source(config)
+    # Of separate texts each is taken whole, except that a validation split is what there is to measure on.
+    half = role if config.eval_data is None or (role == "eval" and source.is_apart) else None
+    packed = _packed(source, half, tokenizer, wanted, config.seq_len)
+    seq_len = _block_length(config.seq_len, packed)
+    blocks = _cut(packed, seq_len, source.name)
+    if config.eval_data is not None:
+        blocks = replace(blocks, held_out=f"separate text, {config.eval_data}")
+    if not len(blocks):
+        kind = "to fit on" if role == "fit" else f"held out ({blocks.held_out})"
+        raise DataError(
+            f"{source.name} has {packed.n_tokens} tokens {kind}, less than one block of {seq_len}; give more text"
+        )
+    if seq_len < config.seq_len and (role == "eval" or config.eval_data is not None):  # of one text, once
+        log.warning("%s is short: blocks have %d tokens in place of %d", source.name, seq_len, config.seq_len)
+    if len(blocks) * seq_len < (asked or 0) // seq_len * seq_len:
+        kind = "fitting" if role == "fit" else f"evaluation (held out: {blocks.held_out})"
+        raise DataError(
+            f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer"
+        )
+    return _draw(blocks, wanted // seq_len, source.is_small)
+
+
+def _packed(
+    source: Source, half: Role | None, tokenizer: PreTrainedTokenizerBase, wanted: int, seq_len: int
+) -> "_Packed":
+    """The cache's entry of a half or of all of a source, made now if it is not there."""
+    # of a large text a block more than is wanted: if its end is held out, one is not used
+    to_pack = sys.maxsize if source.is_small else min(wanted + seq_len, sys.maxsize)
     identity = {
         "source": source.name,
-        "identity": source.identity(role),
-        "role": role,
+        "identity": source.identity(half),
+        "role": half,
         "tokens": to_pack,
-        "seq_len": config.seq_len,
         "tokenizer": tokenizer_sha256(tokenizer),
-        "format": 1,
+        "format": FORMAT,
     }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder() / key
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder) + ".lock"):
         if not folder.exists():
-            _build(folder, lambda partial: _pack(source, role, tokenizer, to_pack, config.seq_len, partial, identity))
-    blocks = _open_blocks(folder, source.name)
-    if len(blocks) * config.seq_len < (asked or 0) // config.seq_len * config.seq_len:
-        kind = "fitting" if role == "fit" else "evaluation (1 document in 50 is held out)"
-        raise DataError(
-            f"{source.name} holds {blocks.tokens.size:,} tokens for {kind}, {asked:,} were asked for; ask for fewer"
-        )
-    return _draw(blocks, wanted // config.seq_len)
+            _build(folder, lambda partial: _pack(source, half, tokenizer, to_pack, partial, identity))
+    return _open(folder)
 
 
-def _draw(blocks: TokenBlocks, count: int) -> TokenBlocks:
-    """`count` blocks from everywhere in the text, always the same ones; all of them if there are no more."""
+def _block_length(asked: int, packed: "_Packed") -> int:
+    """Tokens in a block: as asked for, or halved until both halves of a short text have a block."""
+    length, shortest = asked, min(asked, SHORTEST_BLOCK)
+    while length // 2 >= shortest and not (
+        packed.n_tokens - packed.gap(length) >= length and packed.held_out_tokens >= length
+    ):
+        length //= 2
+    return length
+
+
+def _cut(packed: "_Packed", seq_len: int, name: str) -> TokenBlocks:
+    """All whole blocks."""
+    kept = max(0, packed.n_tokens - packed.gap(seq_len)) // seq_len
+    tokens, sizes = (array[: kept * seq_len].reshape(kept, seq_len) for array in (packed.tokens, packed.token_bytes))
+    origin = packed.meta["identity"]["identity"]
+    digest = hashlib.sha256(tokens).hexdigest()
+    return TokenBlocks(tokens, sizes, name, packed.meta["n_documents"], digest, origin, packed.meta["held_out"])
+
+
+def _draw(blocks: TokenBlocks, count: int, from_everywhere: bool) -> TokenBlocks:
+    """`count` blocks, always the same ones: the first, or some from everywhere in the text. All if there are no
+    more."""
     if len(blocks) <= count:
         return blocks
-    tokens = blocks.tokens[np.sort(np.random.default_rng(0).permutation(len(blocks))[:count])]
-    return replace(blocks, tokens=tokens, sha256=hashlib.sha256(tokens.tobytes()).hexdigest())
+    rows: Any = slice(count)
+    if from_everywhere:
+        rows = np.sort(np.random.default_rng(0).permutation(len(blocks))[:count])
+    tokens, sizes = blocks.tokens[rows], blocks.token_bytes[rows]
+    return replace(blocks, tokens=tokens, token_bytes=sizes, sha256=hashlib.sha256(tokens).hexdigest())
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -177,20 +180,22 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _tokenise(source: Source, role: Role, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, list[int]]]:
-    """(UTF-8 bytes, ids) of each document, in order, a group of documents at a time and in parallel."""
+def _tokenise(
+    source: Source, half: Role | None, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Ids, and the bytes of each, of all documents in order, a group of documents at a time and in parallel."""
     import datasets
 
     # A fast tokenizer runs on all cores by itself; a Python one needs processes.
     workers = None if tokenizer.is_fast else os.cpu_count()
+    counter = ByteCounter(tokenizer)
 
     def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
-        return {"ids": ids, "bytes": [len(text.encode()) for text in batch["text"]]}
+        texts = batch["text"]
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        return {"ids": ids, "bytes": [counter.counts(*pair) for pair in zip(texts, ids, strict=True)]}
 
-    for group in _groups(source.documents(role)):
+    for group in _groups(source.documents(half)):
         table = datasets.Dataset.from_dict({"text": group})
         datasets.disable_progress_bars()
         try:
@@ -199,7 +204,7 @@ def _tokenise(source: Source, role: Role, tokenizer: PreTrainedTokenizerBase) ->
             )
         finally:
             datasets.enable_progress_bars()
-        yield from zip(done["bytes"], done["ids"], strict=True)
+        yield from zip(done["ids"], done["bytes"], strict=True)
 
 
 def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
@@ -219,59 +224,71 @@ def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
 
 def _pack(
     source: Source,
-    role: Role,
+    half: Role | None,
     tokenizer: PreTrainedTokenizerBase,
     wanted: int,
-    seq_len: int,
     folder: Path,
     identity: dict[str, Any],
 ) -> None:
-    """Write tokens.bin and meta.json of at most `wanted` tokens, in whole blocks, into `folder`."""
+    """Write at most `wanted` tokens, their bytes and what there is to know of them into `folder`."""
     end = _end_of_text(tokenizer)
     largest = max(end, *tokenizer.get_vocab().values())  # ids may leave gaps, so their number would not do
     dtype = np.uint16 if largest < 2**16 else np.uint32
-    n_bytes = n_tokens = n_documents = 0
-    with (folder / "tokens.bin").open("wb") as file:
-        for size, ids in _tokenise(source, role, tokenizer):
-            part = np.asarray([*islice(ids, max(0, wanted - n_tokens)), end], dtype=dtype)[: wanted - n_tokens]
-            file.write(part.tobytes())
-            n_bytes, n_tokens, n_documents = n_bytes + size, n_tokens + len(ids) + 1, n_documents + 1
-            if n_tokens >= wanted:
+    n_tokens = n_documents = 0
+    with (folder / TOKENS).open("wb") as tokens, (folder / TOKEN_BYTES).open("wb") as sizes:
+        for ids, counts in _tokenise(source, half, tokenizer):
+            left = slice(wanted - n_tokens)
+            tokens.write(np.asarray([*ids, end][left], dtype=dtype).tobytes())
+            sizes.write(np.asarray([*counts, 0][left], dtype=np.uint32).tobytes())
+            n_tokens, n_documents = min(wanted, n_tokens + len(ids) + 1), n_documents + 1
+            if n_tokens == wanted:
                 break
-        kept = min(n_tokens, wanted) // seq_len * seq_len
-        file.truncate(kept * np.dtype(dtype).itemsize)
-        file.flush()
-        os.fsync(file.fileno())
-    if not kept:
-        half = "to fit on" if role == "fit" else f"held out (1 document in {HELD_OUT_ONE_IN}, chosen by a hash)"
-        raise DataError(
-            f"{source.name} has {n_documents} documents with {n_tokens} tokens {half}, less than one block of "
-            f"{seq_len}; give more text"
-        )
-    with (folder / "tokens.bin").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
+        for file in (tokens, sizes):
+            file.flush()
+            os.fsync(file.fileno())
+    held_out_tokens = n_tokens
+    if half == "fit" and source.is_small and source.split.first is not None:
+        held_out_tokens = sum(len(ids) + 1 for ids, _ in _tokenise(source, "eval", tokenizer))
     meta = {
-        "shape": [kept // seq_len, seq_len],
         "dtype": np.dtype(dtype).name,
-        "n_bytes": n_bytes,
         "n_tokens": n_tokens,
         "n_documents": n_documents,
-        "sha256": digest.hexdigest(),
+        "held_out": source.split.words,
+        "held_out_tokens": held_out_tokens,
+        "gap": half == "fit" and source.split.first is not None,
         "identity": identity,
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-    log.info("packed %s tokens of %s documents of %s (%s)", f"{kept:,}", f"{n_documents:,}", source.name, role)
+    (folder / META).write_text(json.dumps(meta, indent=1))
+    log.info("packed %s tokens of %s documents of %s (%s)", f"{n_tokens:,}", f"{n_documents:,}", source.name, half)
 
 
-def _open_blocks(folder: Path, name: str) -> TokenBlocks:
-    meta = json.loads((folder / "meta.json").read_text())
-    tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r", shape=tuple(meta["shape"]))
-    return TokenBlocks(
-        tokens,
-        name,
-        meta["n_bytes"],
-        meta["n_tokens"],
-        meta["n_documents"],
-        meta["sha256"],
-        meta["identity"]["identity"],
-    )
+@dataclass(frozen=True)
+class _Packed:
+    """An entry of the cache."""
+
+    tokens: np.ndarray
+    """(tokens), memory-mapped."""
+    token_bytes: np.ndarray
+    """(tokens), memory-mapped."""
+    meta: Mapping[str, Any]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def held_out_tokens(self) -> int:
+        """Of a short text: how many are held out, of which a block must be full. Else: its own."""
+        return int(self.meta["held_out_tokens"])
+
+    def gap(self, seq_len: int) -> int:
+        """Tokens at the end that belong to neither half."""
+        return seq_len if self.meta["gap"] else 0
+
+
+def _open(folder: Path) -> _Packed:
+    meta = json.loads((folder / META).read_text())
+    if not meta["n_tokens"]:  # an empty file cannot be mapped
+        return _Packed(np.zeros(0, dtype=meta["dtype"]), np.zeros(0, dtype=np.uint32), meta)
+    tokens = np.memmap(folder / TOKENS, dtype=meta["dtype"], mode="r")
+    return _Packed(tokens, np.memmap(folder / TOKEN_BYTES, dtype=np.uint32, mode="r"), meta)

@@ -67,8 +67,9 @@ def describe_data(blocks: TokenBlocks) -> DataFacts:
         seq_len=blocks.seq_len,
         documents=blocks.n_documents,
         bytes=blocks.n_bytes,
-        tokens_per_byte=blocks.n_tokens / blocks.n_bytes,
+        tokens_per_byte=blocks.tokens_per_byte,
         sha256=blocks.sha256,
+        held_out=blocks.held_out,
         origin={k: value for k, value in blocks.origin.items() if k in ("python", "sha256", "commit", "split")},
     )
 

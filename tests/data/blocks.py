@@ -12,4 +12,4 @@ def make_blocks(blocks: int = 60, seq_len: int = 16, vocab_size: int = 96, seed:
     for t in range(1, seq_len):
         follows = random.random(blocks) < 0.8
         tokens[follows, t] = (5 * tokens[follows, t - 1] + 3) % vocab_size
-    return TokenBlocks(tokens.astype(np.uint16), "made tokens", 3 * tokens.size, tokens.size, 1, "0" * 64)
+    return TokenBlocks(tokens.astype(np.uint16), np.full_like(tokens, 3), "made tokens", 1, "0" * 64)

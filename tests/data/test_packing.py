@@ -4,7 +4,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from lens_rnn.data import (
     is_held_out,
     load_blocks,
     packing,
-    sources,
     tokenizer_sha256,
     unigram_cross_entropy,
 )
 from tests.data.texts import FITTED, HELD_OUT, TEXTS, config, refusal, texts_of, write_jsonl
+from tests.reference.data import expected_bytes, expected_tokens
 
 import numpy as np
 import pytest
@@ -30,19 +30,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-
-def expected_tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """All documents, each followed by the end of text: the naive twin of packing."""
-    ids: list[int] = []
-    for text in texts:
-        ids += [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return ids
-
-
-@pytest.fixture
-def large_sources(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every file is taken for a large one, of which only the beginning is read."""
-    monkeypatch.setattr(sources, "_SMALL_BYTES", 0)
+pytestmark = pytest.mark.usefixtures("by_hash")
 
 
 @pytest.mark.parametrize("role", ["fit", "eval"])
@@ -54,25 +42,24 @@ def test_blocks_and_counts_equal_a_naive_recomputation(
     ids = expected_tokens(texts, byte_tokenizer)
     assert blocks.tokens.shape == (len(ids) // 16, 16)
     assert blocks.tokens.ravel().tolist() == ids[: len(ids) // 16 * 16]
-    assert (blocks.n_tokens, blocks.n_documents) == (len(ids), len(texts))
-    assert blocks.n_bytes == sum(len(text.encode()) for text in texts)
-    assert blocks.bits_per_byte == pytest.approx(len(ids) / blocks.n_bytes / math.log(2))
+    ends = ids[: len(ids) // 16 * 16].count(byte_tokenizer.eos_token_id)
+    assert blocks.n_documents == len(texts)
+    assert blocks.n_bytes == blocks.tokens.size - ends
+    assert blocks.bits_per_byte == pytest.approx(blocks.tokens.size / blocks.n_bytes / math.log(2))
+    assert blocks.held_out == "1 document in 50, chosen by a hash of its text"
     assert (len(blocks), blocks.seq_len, blocks.source) == (len(ids) // 16, 16, str(jsonl))
 
 
 @pytest.mark.usefixtures("large_sources")
 def test_only_what_is_asked_for_is_packed_and_counted(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    """79 tokens are four blocks of 16. The document in which those end counts whole, in bytes and in tokens, and it is
-    the last."""
+    """79 tokens are four blocks of 16, and one more is read, in case that the end of the text is held out."""
     blocks = load_blocks(config(jsonl, tokens=79), "fit", byte_tokenizer)
     ids = expected_tokens(FITTED, byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == ids[:64]
     ends = np.cumsum([len(text.encode()) + 1 for text in FITTED])
-    used = int(np.searchsorted(ends, 64)) + 1
-    assert ends[used - 1] < 79  # one more document would be needed for the 79 themselves
-    assert blocks.n_documents == used
-    assert blocks.n_tokens == ends[used - 1]
-    assert blocks.n_bytes == sum(len(text.encode()) for text in FITTED[:used])
+    used = int(np.searchsorted(ends, 80)) + 1
+    assert blocks.n_documents == used < len(FITTED)
+    assert blocks.n_bytes == 64 - ids[:64].count(byte_tokenizer.eos_token_id)
 
 
 @pytest.mark.usefixtures("large_sources")
@@ -85,8 +72,8 @@ def test_an_end_that_falls_on_a_document_end(
     ]  # 16 tokens each with the end of text
     path = write_jsonl(tmp_path / "a.jsonl", texts)
     blocks = load_blocks(config(path, tokens=wanted), "fit", byte_tokenizer)
-    assert blocks.n_tokens == blocks.tokens.size == wanted
-    assert blocks.n_documents == wanted // 16
+    assert blocks.tokens.size == wanted
+    assert blocks.n_documents == wanted // 16 + 1
     assert (blocks.tokens[:, -1] == byte_tokenizer.eos_token_id).all()
 
 
@@ -110,7 +97,7 @@ def test_half_a_surrogate_pair_is_replaced(tmp_path: Path, byte_tokenizer: PreTr
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "smile \\ud83d\\ude00, half \\ud83d of it!"}\n')
     blocks = load_blocks(config(path), "fit", byte_tokenizer)
-    assert blocks.n_bytes == len("smile 😀, half ? of it!".encode())
+    assert blocks.token_bytes.tolist() == [[1] * 16]
     assert blocks.tokens.ravel().tolist() == expected_tokens(["smile 😀, half ? of it!"], byte_tokenizer)[:16]
 
 
@@ -162,8 +149,9 @@ def test_less_than_one_block(content: str, tmp_path: Path, byte_tokenizer: PreTr
     path = tmp_path / "a.jsonl"
     path.write_text(content)
     message = refusal(lambda: load_blocks(config(path), "fit", byte_tokenizer))
-    assert f"{path} has {int('short' in content)} documents with {6 * ('short' in content)} tokens" in message
-    assert "less than one block of 16; give more text" in message
+    assert (
+        message == f"{path} has {6 * ('short' in content)} tokens to fit on, less than one block of 8; give more text"
+    )
 
 
 def test_a_tokenizer_without_end_of_text(jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -200,7 +188,7 @@ def test_few_tokens_of_a_small_source_come_from_everywhere(
     assert min(places) < 0.1 * len(whole) < 0.9 * len(whole) < max(places)
     assert (drawn.tokens == again.tokens).all()
     assert drawn.sha256 == again.sha256 != whole.sha256
-    assert (drawn.n_bytes, drawn.n_tokens) == (whole.n_bytes, whole.n_tokens), "the ratio is of the whole text"
+    assert drawn.n_bytes == 1500 < whole.n_bytes, "of these blocks"
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
@@ -233,7 +221,8 @@ def test_packed_once_and_used_again(jsonl: Path, byte_tokenizer: PreTrainedToken
     assert reads(jsonl) == 1
     assert second.sha256 == first.sha256
     assert np.array_equal(second.tokens, first.tokens)
-    assert (second.n_bytes, second.n_tokens, second.n_documents) == (first.n_bytes, first.n_tokens, first.n_documents)
+    assert np.array_equal(second.token_bytes, first.token_bytes)
+    assert (second.n_documents, second.held_out) == (first.n_documents, first.held_out)
     assert not list(token_cache.glob("*.partial*"))
 
 
@@ -249,14 +238,13 @@ def test_whatever_decides_the_tokens_decides_the_entry(
     load()
     load(tokens=160)
     load("eval", eval_tokens=160)
-    load(seq_len=8)
     load(tokenizer=word_tokenizer({"end": 0, "a": 1}))
-    assert reads(jsonl) == 5
+    assert reads(jsonl) == 4
     before = load()
     write_jsonl(jsonl, [text.upper() for text in TEXTS])
     os.utime(jsonl, ns=(0, 0))  # a file system may be too coarse to see two writes in a row
     assert load().sha256 != before.sha256
-    assert reads(jsonl) == 6
+    assert reads(jsonl) == 5
 
 
 def test_padding_does_not_change_the_hash_of_a_tokenizer(
@@ -318,7 +306,7 @@ def test_two_processes_at_once_pack_once(jsonl: Path, byte_tokenizer: PreTrained
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert results.get(timeout=10) == results.get(timeout=10)
-    assert reads(jsonl) == 1
+    assert reads(jsonl) == 2, "each half, by one of them"
 
 
 # --- real texts -------------------------------------------------------------------------------------------------------
@@ -336,7 +324,7 @@ def test_real_texts(name: str, test_data: Path, byte_tokenizer: PreTrainedTokeni
         blocks = load_blocks(config(path, seq_len=64), role, byte_tokenizer, everything=True)
         ids = expected_tokens(texts, byte_tokenizer)
         assert np.array_equal(blocks.tokens.ravel(), ids[: len(ids) // 64 * 64])
-        assert (blocks.n_bytes, blocks.n_tokens) == (sum(len(text.encode()) for text in texts), len(ids))
+        assert blocks.n_bytes == blocks.tokens.size - ids[: blocks.tokens.size].count(byte_tokenizer.eos_token_id)
 
 
 def test_the_real_tokenizer(test_data: Path, token_cache: Path) -> None:
@@ -350,4 +338,4 @@ def test_the_real_tokenizer(test_data: Path, token_cache: Path) -> None:
     ids = expected_tokens(texts, tokenizer)
     assert blocks.tokens.dtype == np.uint16
     assert blocks.tokens.ravel().tolist() == ids[: len(ids) // 64 * 64]
-    assert blocks.bits_per_byte == pytest.approx(len(ids) / sum(len(text.encode()) for text in texts) / math.log(2))
+    assert blocks.token_bytes.ravel().tolist() == expected_bytes(texts, tokenizer)[: blocks.tokens.size]

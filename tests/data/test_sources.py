@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.data import DataConfig, FileSource, StdlibSource, is_held_out, open_source, sources
+from lens_rnn.data import DataConfig, FileSource, StdlibSource, is_held_out, open_source, texts
 from lens_rnn.errors import ConfigError
 from tests import hub_server
 from tests.data.texts import FITTED, HELD_OUT, TEXTS, config, refusal, texts_of, write_jsonl
@@ -17,6 +17,8 @@ from tests.data.texts import FITTED, HELD_OUT, TEXTS, config, refusal, texts_of,
 import numpy as np
 import pytest
 import zstandard
+
+pytestmark = pytest.mark.usefixtures("by_hash")
 
 # --- configuration and the split --------------------------------------------------------------------------------------
 
@@ -127,7 +129,7 @@ def test_compressed_lines_are_the_plain_ones(jsonl: Path, tmp_path: Path) -> Non
 
 
 def test_compressed_lines_across_chunks(jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_CHUNK", 7)
+    monkeypatch.setattr(texts, "_CHUNK", 7)
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.compress(jsonl.read_bytes().removesuffix(b"\n")))
     assert texts_of(FileSource(path), "fit") == FITTED

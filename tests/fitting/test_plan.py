@@ -41,7 +41,8 @@ def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once(tiny_mamba: Mod
     ("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)]
 )
 def test_few_tokens_are_seen_several_times(tiny_mamba: ModelAdapter, tokens: int, passes: int) -> None:
-    blocks = TokenBlocks(np.zeros((tokens // 256, 256), dtype=np.uint16), "zeros", tokens, tokens, 1, "0" * 64)
+    zeros = np.zeros((tokens // 256, 256), dtype=np.uint16)
+    blocks = TokenBlocks(zeros, zeros + 1, "zeros", 1, "0" * 64)
     assert make_plan(tiny_mamba, blocks, FitConfig()).passes == passes
     assert make_plan(tiny_mamba, blocks, FitConfig(passes=3)).passes == 3
 

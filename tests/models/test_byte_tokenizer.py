@@ -130,11 +130,11 @@ def test_it_packs_text(size: int, tmp_path: Path, token_cache: Path) -> None:
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in held))
     blocks = load_blocks(DataConfig(data=str(tmp_path / "texts.jsonl"), seq_len=8), "fit", tokenizer)
     assert (
-        blocks.n_tokens == blocks.n_bytes + blocks.n_documents
+        blocks.tokens.size == blocks.n_bytes + (blocks.tokens == end).sum()
     )  # hence bits per byte are those of nats per token, nearly
     documents = bytes(min(i, 255) for i in blocks.tokens.ravel()).split(bytes([min(end, 255)]))
     assert [data.decode() for data in documents[:-1]] == [text for text in held if text.encode() in documents]
-    assert len(documents) > 90
+    assert len(documents) > 85
     assert int((blocks.tokens == end).sum()) == len(documents) - 1
 
 
