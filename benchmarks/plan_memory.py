@@ -65,7 +65,8 @@ def run(config: Config, d_model: int, layers: int, vocab_size: int) -> dict[str,
         passes=1,
     )
     tokens = np.random.default_rng(0).integers(vocab_size, size=(2 * config.micro_batch_size, config.seq_len))
-    blocks = TokenBlocks.of_tokens(tokens)
+    ones = np.ones(tokens.shape, dtype=np.uint32)
+    blocks = TokenBlocks(tokens.astype(np.uint32), ones, "random tokens", 1, "0" * 64)
     plan = make_plan(adapter, blocks, settings)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     fit(adapter, blocks, plan)

@@ -175,7 +175,7 @@ def main(config: Config) -> None:
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         save_fit(config.folder, result.lens, report, push_to)
         print(table(report))
-        for line in doubts(evaluation, adapter.fitted_layers):
+        for line in doubts(evaluation, adapter.fitted_layers, start_kl={i: s.kl for i, s in result.start.items()}):
             print(f"warning: {line}")
         print(f"saved to {config.folder}", flush=True)
         if push_to:

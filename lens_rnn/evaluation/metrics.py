@@ -161,9 +161,18 @@ def _sums(log_q: Tensor, p: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([x.sum(dtype=torch.float64) for x in (ce, kl, entropy)]).cpu()
 
 
-def doubts(evaluation: Evaluation, fitted_layers: tuple[int, ...], lens: str = "tuned") -> list[str]:
-    """One line for each fitted layer whose lens is worse than the logit lens, the unigram model or the uniform
-    distribution."""
+def doubts(
+    evaluation: Evaluation,
+    fitted_layers: tuple[int, ...],
+    lens: str = "tuned",
+    start_kl: Mapping[int, float | None] | None = None,
+) -> list[str]:
+    """One line for each fitted layer whose lens is no better than the logit lens, the unigram model or the uniform
+    distribution, or worse than the start of its fit.
+
+    start_kl: by layer, the KL before the first step on the same text, in nats a token, where it is known.
+    """
+    before = {layer: kl for layer, kl in (start_kl or {}).items() if kl is not None}
     lines = []
     for i in fitted_layers:
         figures = evaluation.lenses[lens][i]
@@ -173,6 +182,7 @@ def doubts(evaluation: Evaluation, fitted_layers: tuple[int, ...], lens: str = "
                 ("the logit lens", "logit" in evaluation.lenses and not figures.kl < evaluation.lenses["logit"][i].kl),
                 ("the unigram model", evaluation.unigram_ce is not None and not figures.ce < evaluation.unigram_ce),
                 ("the uniform distribution", not figures.ce < evaluation.uniform_ce),
+                ("its own start", i in before and not figures.kl <= before[i]),
             )
             if is_worse
         ]

@@ -1,7 +1,7 @@
 """What a fit needs of memory, by part: counted from sizes, but for the forward pass, which is measured on one text."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ def measure_pass(adapter: ModelAdapter, seq_len: int) -> PassMemory:
         forward = adapter.forward(ids)
         peak = torch.cuda.max_memory_allocated(adapter.device) - before
     else:
-        with _Allocations() as allocations:
+        with _Allocations([*adapter.model.parameters(), *adapter.model.buffers()]) as allocations:
             forward = adapter.forward(ids)
         peak = allocations.peak
     held = _bytes_of([*forward.hidden_states, forward.norm_input, forward.final])
@@ -107,12 +107,12 @@ def measure_pass(adapter: ModelAdapter, seq_len: int) -> PassMemory:
 
 
 class _Allocations(TorchFunctionMode):
-    """Watches what torch returns: the bytes of the tensors that are alive at once."""
+    """Watches what torch returns: the bytes of the tensors that are alive at once, without those of `there`."""
 
-    def __init__(self) -> None:
+    def __init__(self, there: Iterable[Tensor]):
         super().__init__()
         self.live = self.peak = 0
-        self.known: set[int] = set()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in there}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -134,6 +134,6 @@ class _Allocations(TorchFunctionMode):
         self.live -= size
 
 
-def _bytes_of(tensors: Any) -> int:
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of the storages of these tensors, each once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())

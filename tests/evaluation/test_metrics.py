@@ -249,3 +249,9 @@ def test_doubts_are_of_fitted_layers_and_of_the_lens_asked_for() -> None:
     assert [line.partition(":")[0] for line in doubts(evaluation, (0, 1, 2))] == ["layer 2"]
     assert doubts(evaluation, (), "logit") == []
     assert [line.partition(" is")[0] for line in doubts(evaluation, (0,), "logit")] == ["layer 0: the logit lens"]
+
+
+@pytest.mark.parametrize(("start", "is_worse"), [(0.4, True), (0.5, False), (0.6, False), (NAN, True), (None, False)])
+def test_a_layer_that_its_fit_made_worse_is_named(start: float | None, is_worse: bool) -> None:
+    lines = doubts(made(GOOD), (0, 1), start_kl={1: start})
+    assert lines == (["layer 1: the tuned lens is no better than its own start"] if is_worse else [])

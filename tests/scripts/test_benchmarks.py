@@ -164,3 +164,18 @@ def test_a_worker_of_the_scaling_benchmark(model_folders: dict[str, Path], text_
     assert figures["steps"] >= 2
     assert figures["seconds"] > 0
     assert (tmp_path / "params.pt").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+def test_a_fit_takes_the_memory_that_its_plan_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within 20 %, at two sizes: one where vocabulary and moments are what counts, one with many layers."""
+    words = ("--shapes", 384, 4, 16_384, 256, 16, 2_048, "--dtypes", "float32", "--optimizers", "kfac")
+    assert run_in_process("benchmarks/plan_memory.py", monkeypatch, *words, "--output", tmp_path / "sizes.json") == 0
+    assert "planned ÷ taken" in capsys.readouterr().out
+    fits = json.loads((tmp_path / "sizes.json").read_text())["bytes"]
+    assert len(fits) == 2
+    for name, sizes in fits.items():
+        assert sizes["taken"] > 100 * 2**20, name
+        assert sizes["planned"] == pytest.approx(sizes["taken"], rel=0.2), name
