@@ -35,7 +35,7 @@ class Ours:
         rate, fisher = OPTIMIZERS[name].default_rate, OPTIMIZERS[name].fisher
         self.optimizer = make_optimizer(name, self.weights, self.biases, rate, STEPS, clip=1.0)
         self.sums = StepSums(*size, device, fisher)
-        self.objective = FusedObjective(Unembedding(adapter), products=products, fisher=fisher)
+        self.objective = FusedObjective(Unembedding(adapter), products=products)
         if fisher:
             moments = Moments(self.layers, adapter.d_model, device)
             moments.add(forward.hidden_states, forward.norm_input, held_out=False)
@@ -45,15 +45,12 @@ class Ours:
     def gradients(self) -> None:
         """Losses, gradients and statistics of all layers, from nothing."""
         self.sums.flat.zero_()
-        draws = (
-            torch.rand(len(self.layers), self.ids.numel(), device=self.ids.device) if self.objective.fisher else None
-        )
-        for chunk in self.objective.chunks(self.forward, self.ids):
+        draws = torch.rand(self.ids.numel(), device=self.ids.device) if self.sums.has_fisher else None
+        for chunk in self.objective.chunks(self.forward, self.ids, draws):
             for k, layer in enumerate(self.layers):
                 hidden = chunk.hidden[layer]
                 z = hidden + torch.nn.functional.linear(hidden, self.weights[k], self.biases[k])
-                drawn = None if draws is None else draws[k, chunk.tokens]
-                self.sums.add(k, hidden, self.objective.derivatives(z, chunk.target, chunk.expected, drawn))
+                self.sums.add(k, hidden, self.objective.derivatives(z, chunk.target, chunk.score))
             self.sums.tokens += len(chunk.hidden[0])
         self.sums.average(Processes())
 

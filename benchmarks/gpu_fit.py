@@ -11,13 +11,14 @@ time.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lens_rnn import cli
 from lens_rnn.data import TokenBlocks
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.fitting.optimizers import OptimizerName
 from lens_rnn.models import Forward, ModelAdapter
+from lens_rnn.ranges import THREADS, whole
 
 import numpy as np
 import torch
@@ -36,17 +37,17 @@ class Config:
     """Tokens a second, memory, and minutes to a million tokens of whole fits on a GPU."""
 
     optimizers: tuple[OptimizerName, ...] = ("kfac", "adamw")
-    tokens: int = 131_072
+    tokens: Annotated[int, whole(1)] = 131_072
     """Tokens of each fit, of which the steps are timed, and which the closed-form start sees, too."""
-    seq_len: int = 256
-    batch_size: int = 64
+    seq_len: Annotated[int, whole(2)] = 256
+    batch_size: Annotated[int, whole(1)] = 64
     """Sequences in a step."""
-    micro_batch_size: int = 16
+    micro_batch_size: Annotated[int, whole(1)] = 16
     """Sequences in a forward pass."""
     device: str = "cuda"
     tiny: bool = False
     """A model of a few thousand parameters instead."""
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     output: Path | None = None
     """JSON file for the same figures."""
 

@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lens_rnn import cli
 from lens_rnn.errors import ConfigError, LensRNNError
 from lens_rnn.models import DTYPES
+from lens_rnn.ranges import THREADS, whole
 
 import torch
 from torch import Tensor
@@ -42,15 +43,15 @@ CONTENDERS: tuple[Contender, ...] = ("tuned-lens's loop", "ours, AdamW", "ours, 
 class Config:
     """Peak memory of one pass: ours and tuned-lens's loop."""
 
-    d_model: int = 768
-    vocab_size: int = 50_280
-    tokens: int = 2048
-    layers: int = 2
+    d_model: Annotated[int, whole(1)] = 768
+    vocab_size: Annotated[int, whole(1)] = 50_280
+    tokens: Annotated[int, whole(1)] = 2048
+    layers: Annotated[int, whole(1)] = 2
     """Layers that share a pass: what is transient is that of one layer, or of all together."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Of the model's head, and of our products."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     """Default: all cores."""
     output: Path | None = None
     """JSON file for the same figures."""

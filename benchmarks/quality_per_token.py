@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lens_rnn import cli
 from lens_rnn.fitting import FitConfig
 from lens_rnn.fitting.plan import product_dtype
 from lens_rnn.models import load_model
+from lens_rnn.ranges import THREADS, whole
 from lens_rnn.run import ModelConfig
 
 import torch
@@ -39,16 +40,16 @@ class Config:
     """Folder for the results, one file a model, from which an interrupted benchmark continues."""
     data: str = "python-stdlib"
     """Text, as train/fit_lens.py takes it."""
-    seq_len: int = 256
-    eval_tokens: int = 32_768
+    seq_len: Annotated[int, whole(2)] = 256
+    eval_tokens: Annotated[int, whole(1)] = 32_768
     """Held-out tokens."""
-    tokens: tuple[int, ...] = (131_072, 262_144)
+    tokens: Annotated[tuple[int, ...], whole(1)] = (131_072, 262_144)
     """Token budgets of our fit."""
-    every: int = 32_768
+    every: Annotated[int, whole(1)] = 32_768
     """Tokens of our steps between evaluations, outside the clock, until tuned-lens's mean KL is reached."""
-    recipe_tokens: int = 2_097_152
+    recipe_tokens: Annotated[int, whole(1)] = 2_097_152
     """Token budget of tuned-lens's recipe."""
-    recipe_batches: tuple[int, ...] = (1024, 2048, 8192)
+    recipe_batches: Annotated[tuple[int, ...], whole(1)] = (1024, 2048, 8192)
     """Tokens in a step of the recipe, to choose from."""
     recipe_autocast: bool = True
     """Run the recipe under bfloat16 autocast, as its own trainer always does; else in float32, which is slower and no
@@ -56,7 +57,7 @@ class Config:
     select_with: Literal["fused", "autograd"] = "fused"
     """Choose the batch size by runs of the recipe on our objective's gradients, the same and sooner, or on its own."""
     device: str = "cpu"
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     """Default: all cores."""
 
 

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 from lens_rnn import artifacts, cli
 from lens_rnn.data import DataConfig, load_blocks
 from lens_rnn.errors import ConfigError, LensRNNError
 from lens_rnn.files import read_json, write_json
 from lens_rnn.fitting import FitConfig, fit
+from lens_rnn.ranges import whole
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
 
 from tqdm import tqdm
@@ -36,11 +38,11 @@ class Config:
 
     model: str = ModelConfig.model
     data: str = "python-stdlib"
-    tokens: int = 32_768
+    tokens: Annotated[int, whole(1)] = 32_768
     """Each is seen as often as by default."""
-    processes: int = 2
+    processes: Annotated[int, whole(1)] = 2
     """To compare with one."""
-    rounds: int = 3
+    rounds: Annotated[int, whole(1)] = 3
     output: Path | None = None
     """JSON file for the same figures."""
     worker: Path | None = None

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.models.families.mamba import MambaAdapter
 from lens_rnn.models.recurrences import selective_scan
+from lens_rnn.ranges import THREADS, whole
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +31,15 @@ from common import medians, report
 class Config:
     """Seconds of a forward pass and of a training step of Mamba on a CPU, ours and transformers'."""
 
-    d_model: int = 768
-    layers: int = 1
+    d_model: Annotated[int, whole(1)] = 768
+    layers: Annotated[int, whole(1)] = 1
     """Blocks of the model."""
-    forward: tuple[int, int] = (16, 512)
+    forward: Annotated[tuple[int, int], whole(1)] = (16, 512)
     """Sequences and tokens in each, of the forward pass."""
-    training: tuple[int, int] = (4, 128)
+    training: Annotated[tuple[int, int], whole(1)] = (4, 128)
     """The same of the training step."""
-    rounds: int = 3
-    threads: int | None = None
+    rounds: Annotated[int, whole(1)] = 3
+    threads: Annotated[int | None, THREADS] = None
     """Default: all cores."""
     output: Path | None = None
     """JSON file for the same figures."""

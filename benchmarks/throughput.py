@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from lens_rnn import cli
 from lens_rnn.fitting.kfac import REFRESH
 from lens_rnn.models import DTYPES
+from lens_rnn.ranges import THREADS, whole
 
 import torch
 
@@ -31,18 +32,18 @@ STEP_TOKENS = 4096  # of a whole step, in which K-FAC and AdamW are compared
 class Config:
     """Tokens × layers a second and FLOP/s: ours, tuned-lens's loop, and the products alone."""
 
-    d_models: tuple[int, ...] = ()
+    d_models: Annotated[tuple[int, ...], whole(1)] = ()
     """Default: 768, on a GPU also 2560."""
-    vocab_size: int = 50_280
-    tokens: int = 2048
+    vocab_size: Annotated[int, whole(1)] = 50_280
+    tokens: Annotated[int, whole(1)] = 2048
     """Tokens in a pass: one of tuned-lens's default sequences."""
-    layers: int = 4
+    layers: Annotated[int, whole(1)] = 4
     """Layers that share one pass: the model's own logits are made once for all of them."""
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     """Of the model's head, and of our products."""
-    rounds: int = 5
+    rounds: Annotated[int, whole(1)] = 5
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     """Default: all cores."""
     output: Path | None = None
     """JSON file for the same figures."""

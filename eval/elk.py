@@ -20,12 +20,14 @@ from lens_rnn.elk.features import FeatureConfig, extract, passes
 from lens_rnn.elk.models import QuirkyModel, load_quirky, open_lens
 from lens_rnn.elk.plots import plot_curves, plot_heat
 from lens_rnn.elk.probes import SUPERVISED
+from lens_rnn.elk.reading import read_all
 from lens_rnn.elk.report import TransferReport, table
 from lens_rnn.elk.source import QuirkyData, open_quirky
+from lens_rnn.elk.subsets import check_rows
 from lens_rnn.elk.templates import templates_of
-from lens_rnn.elk.transfer import check_rows, read_all, score_transfers
+from lens_rnn.elk.transfer import Result, score_transfers
 from lens_rnn.files import write_text
-from lens_rnn.intervals import Estimate
+from lens_rnn.processes import refuse_processes
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
 from tqdm import tqdm
@@ -78,6 +80,7 @@ class Config(ModelConfig, FeatureConfig):
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
+    refuse_processes("eval/elk.py")
     processes = start_processes(config)
     for name in config.models:
         check_output(config.output / Path(name).name, config.overwrite)
@@ -112,7 +115,7 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
             for split, rows in (("validation", fit), ("test", test))
         }
     doing(f"fitting probes on {name}")
-    scores = list(tqdm(read_all(fit, read["validation"], read["test"]), desc="probes", unit="subsets"))
+    scores = list(tqdm(read_all(fit, test, read["validation"], read["test"]), desc="probes", unit="subsets"))
     report = TransferReport(
         model=adapter.name,
         base=model.base,
@@ -135,19 +138,19 @@ def run(config: Config, model: QuirkyModel, output: Path, features: Path) -> Non
 
 
 def summary(report: TransferReport) -> str:
-    """The transfers that matter most, as lines."""
-    lines = [f"{'feature':14} {'probe':15} transfer     layer  AUROC                gap recovered"]
-    for r in report.transfers:
-        if (r.train, r.test) in SHOWN:
-            gap = f"{r.recovered.value:6.2f} {_bounds(r.recovered, 2)}" if math.isfinite(r.recovered.value) else ""
-            transfer = f"{r.train} → {r.test}"
-            lines.append(f"{r.feature:14} {r.probe:15} {transfer:12} {r.layer:5}  {r.auroc.rounded()} {gap}".rstrip())
+    """The transfers that matter most, as lines; beside each probe what nine in ten random directions read."""
+    head = f"{'feature':14} {'probe':15} transfer     layer  AUROC                random       gap recovered"
+    lines = [head, *(_line(r) for r in report.transfers if (r.train, r.test) in SHOWN)]
     lines += [f"{a.feature:14} {a.detector:21} AH, BH apart  {a.auroc.rounded()}" for a in report.anomalies]
     return "\n".join(lines)
 
 
-def _bounds(estimate: Estimate, digits: int) -> str:
-    return f"[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+def _line(result: Result) -> str:
+    transfer = f"{result.train} → {result.test}"
+    control = f"{result.control.low:.2f} to {result.control.high:.2f}" if result.controls else ""
+    gap = result.recovered.rounded(2) if math.isfinite(result.recovered.value) else ""
+    start = f"{result.feature:14} {result.probe:15} {transfer:12} {result.layer:5}  {result.auroc.rounded()}"
+    return f"{start} {control:12} {gap}".rstrip()
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ Opens on the first model, with the demo models of checkpoints/ beside it. Needs 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
-from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import check_ranges, whole
 from lens_rnn.run import ModelConfig, load_configured_model, start_processes
 from lens_rnn.viewer import Choice, ViewerCache, build_page, launch_page, shipped
 
@@ -34,7 +35,7 @@ class Config(ModelConfig):
     """What the page opens on."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in."""
-    port: int | None = None
+    port: Annotated[int | None, whole(1, 2**16 - 1)] = None
     """Port to listen at. Default: the first free one from 7860."""
     share: bool = False
     """Make a public address through Gradio's servers, too."""
@@ -42,8 +43,7 @@ class Config(ModelConfig):
     """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
-        if self.port is not None and not 0 < self.port < 2**16:
-            raise ConfigError(f"--port is {self.port}; choose one from 1 to 65535")
+        check_ranges(self)
 
     @property
     def choices(self) -> dict[str, Choice]:

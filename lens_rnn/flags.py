@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lens_rnn.errors import ConfigError
+from lens_rnn.ranges import check_ranges
 
 import yaml
 
@@ -52,7 +53,9 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
     values |= {name: _fitted(word, kinds[name], _flag(name), words=True) for name, word in words.items()}
     if missing := [_flag(field.name) for field in fields if _is_required(field) and field.name not in values]:
         raise ConfigError(f"missing: {', '.join(missing)}; see --help")
-    return config_type(**values)
+    config = config_type(**values)
+    check_ranges(config)
+    return config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -76,7 +79,7 @@ def _parser(config_type: type) -> _Parser:
         elif field.default not in (None, (), dataclasses.MISSING):
             text += f" (default: {field.default})"
         kind = get_type_hints(config_type, include_extras=True)[field.name]
-        name = field.name if get_origin(kind) is Annotated else _flag(field.name)
+        name = field.name if "positional" in getattr(kind, "__metadata__", ()) else _flag(field.name)
         groups[base].add_argument(name, help=text.replace("%", "%%"), **_words(kind))
     return parser
 

@@ -103,11 +103,11 @@ DEFECTS = [
     Defect(
         "interval of 90 %",
         {"[(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]": "[1 - COVERAGE, COVERAGE]"},
-        "elk/test_scores.py test_intervals.py",
+        "test_intervals.py",
     ),
     Defect(
         "ties lose",
-        {'searchsorted(sorted_scores, sorted_scores, "right")': 'searchsorted(sorted_scores, sorted_scores, "left")'},
+        {"ranks = rankdata(scores, axis=0)": 'ranks = rankdata(scores, "min", axis=0)'},
         "elk/test_scores.py",
     ),
     Defect(

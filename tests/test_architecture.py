@@ -36,6 +36,7 @@ LEAVES: dict[str, set[str]] = {
     "activity": set(),
     "checkpoints": {"errors", "files", "processes"},
     "compiled": set(),
+    "ranges": {"errors"},
     "reports": {"errors", "files"},
     "fit_report": {"errors"},
 }
@@ -49,8 +50,8 @@ ROOMS: dict[str, set[str]] = {
     "": set(),  # lens_rnn/__init__.py
     **LEAVES,
     "processes": {"errors"},
-    "data": {"errors", "files"},
-    "flags": {"errors"},
+    "data": {"errors", "files", "ranges"},
+    "flags": {"errors", "ranges"},
     "cli": {*LEAVES, "flags"},
     "models": {*LEAVES},
     "hub": {"errors"},

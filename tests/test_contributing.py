@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lens_rnn.drawing import new_figure, save_png
 from lens_rnn.elk import probes
-from lens_rnn.elk.transfer import TRANSFERS, read_all
+from lens_rnn.elk.reading import read_all
+from lens_rnn.elk.subsets import TRANSFERS
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.evaluation.trajectory import predict
 from lens_rnn.lens import Unembedding
@@ -47,9 +48,9 @@ def test_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     def first(x: np.ndarray, _y: np.ndarray, _random: np.random.Generator) -> probes.LinearProbe:
         return probes.LinearProbe(np.eye(x.shape[1])[0], 0.0)
 
-    monkeypatch.setitem(probes.PROBES, "first", probes.Kind(first, pairs=False, labels=True))
+    monkeypatch.setitem(probes.PROBES, "first", probes.Kind(first, pairs=False, labels=True, drawn=probes.drawn_single))
     given = features(FIT, 0)
-    read = [scores for scores in read_all(FIT, given, given, ["lr", "first"]) if scores.probe == "first"]
+    read = [scores for scores in read_all(FIT, FIT, given, given, ["lr", "first"]) if scores.probe == "first"]
     assert {scores.train for scores in read} == set(TRANSFERS) - {"all", "none"}
 
 

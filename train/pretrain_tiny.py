@@ -11,13 +11,14 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, StdlibSource, TokenBlocks, load_blocks
 from lens_rnn.models import load_model
 from lens_rnn.models.generic import GenericAdapter
 from lens_rnn.models.registry import adapter_class
+from lens_rnn.ranges import SEED, THREADS, number, whole
 
 import torch
 import torch.nn.functional as F
@@ -50,22 +51,22 @@ class Config:
     """Architecture. gpt-neox is the control of the benchmarks and is not shipped."""
     output: Path
     """Folder of the model."""
-    d_model: int = 192
-    layers: int = 8
-    vocab_size: int = 4096
-    seq_len: int = 256
+    d_model: Annotated[int, whole(1)] = 192
+    layers: Annotated[int, whole(1)] = 8
+    vocab_size: Annotated[int, whole(1)] = 4096
+    seq_len: Annotated[int, whole(2)] = 256
     """Tokens in a sequence."""
-    batch_size: int = 8
+    batch_size: Annotated[int, whole(1)] = 8
     """Sequences in a step."""
-    steps: int = 0
+    steps: Annotated[int, whole()] = 0
     """Optimizer steps. Default: the family's own."""
-    learning_rate: float = 0.0
+    learning_rate: Annotated[float, number(0)] = 0.0
     """Highest learning rate of AdamW, after a linear warm-up and before a cosine decay to a hundredth. Default: the family's own."""
-    warmup: int = 100
+    warmup: Annotated[int, whole()] = 100
     """Steps of warm-up."""
-    weight_decay: float = 0.1
-    seed: int = 0
-    threads: int | None = None
+    weight_decay: Annotated[float, number(0)] = 0.1
+    seed: Annotated[int, SEED] = 0
+    threads: Annotated[int | None, THREADS] = None
     """Default: all cores."""
 
     def with_recipe(self) -> Self:

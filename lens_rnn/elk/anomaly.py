@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from lens_rnn.elk.quirky import QuirkyRow
+from lens_rnn.elk.reading import ProbeScores
 from lens_rnn.elk.scores import auroc_estimate
-from lens_rnn.elk.transfer import ProbeScores, members
+from lens_rnn.elk.subsets import members, questions
 from lens_rnn.errors import DataError
 from lens_rnn.intervals import Estimate
 
@@ -67,8 +68,10 @@ def detect(scores: ProbeScores, rows: Sequence[QuirkyRow]) -> list[Anomaly]:
     odds = scores.log_odds.T  # (rows, layers)
     tested = np.concatenate([odds[subsets["AH"]], odds[subsets["BH"]]])
     anomalous = np.repeat([False, True], [subsets["AH"].sum(), subsets["BH"].sum()])
+    numbers = questions(rows)
+    clusters = np.concatenate([numbers[subsets["AH"]], numbers[subsets["BH"]]])  # a hard question stands in both
     anomalies = []
     for name, detector in DETECTORS.items():
-        told_apart = auroc_estimate(anomalous, detector(odds[subsets["AE"]], tested))
+        told_apart = auroc_estimate(anomalous, detector(odds[subsets["AE"]], tested), clusters)
         anomalies.append(Anomaly(scores.feature, scores.probe, name, told_apart, len(tested)))
     return anomalies

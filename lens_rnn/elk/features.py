@@ -16,14 +16,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.elk.templates import Encoded, Template, encode
-from lens_rnn.errors import ConfigError, DataError
+from lens_rnn.errors import DataError
 from lens_rnn.files import read_json, write_json
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import SEED, check_ranges, whole
 
 import numpy as np
 import torch
@@ -37,19 +38,17 @@ _LIST = "features.json"
 class FeatureConfig:
     """What is read, and how much of it is held at once."""
 
-    projection: int = 512
+    projection: Annotated[int, whole(1)] = 512
     """Width to which a block's recurrent state is projected; what is smaller is kept as it is."""
-    variants: int = 2
+    variants: Annotated[int, whole(1)] = 2
     """Prompts of a row for the contrast pairs: VINC compares them. At most as many as the set has templates."""
-    micro_batch_size: int = 64
+    micro_batch_size: Annotated[int, whole(1)] = 64
     """Rows in one forward pass."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the random projection."""
 
     def __post_init__(self) -> None:
-        for name in ("projection", "variants", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_ranges(self)
 
 
 class Feature(NamedTuple):

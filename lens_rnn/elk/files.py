@@ -78,14 +78,15 @@ def _file(path: Path, split: str) -> Path | None:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number} is not an object")
-        records.append(record)
+    with path.open(encoding="utf-8") as lines:  # cut at line feeds, not as splitlines does, at U+2028 within JSON too
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number} is not JSON ({error})") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, line {number} is not an object")
+            records.append(record)
     return records
 
 

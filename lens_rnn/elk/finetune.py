@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from lens_rnn.checkpoints import Checkpoints
 from lens_rnn.elk.answers import answer_logits, evaluating
@@ -16,6 +16,7 @@ from lens_rnn.errors import ConfigError, DataError, FitError
 from lens_rnn.models import ModelAdapter
 from lens_rnn.models.lora import lora_maps
 from lens_rnn.processes import Processes
+from lens_rnn.ranges import SEED, check_ranges, number, whole
 
 import numpy as np
 import torch
@@ -29,35 +30,31 @@ class FinetuneConfig:
 
     method: Literal["lora", "full"] = "lora"
     """lora: low-rank adapters (peft), which are all that is written. full: every weight."""
-    rank: int = 8
+    rank: Annotated[int, whole(1)] = 8
     """Rank of the adapters; their scale is 2, alpha twice the rank."""
     target_modules: tuple[str, ...] = ()
     """Linear maps that get an adapter. Default: in_proj for Mamba (its other maps have no gradient on some path), key,
     value, receptance and output for RWKV; else every linear map of the blocks, but in a Mamba mixer its in_proj alone,
     and none that shares its weight."""
-    learning_rate: float = 2e-5
+    learning_rate: Annotated[float, number(above=0)] = 2e-5
     """Highest rate of AdamW, after the warm-up and before a linear decay to zero."""
-    weight_decay: float = 0.1
-    beta2: float = 0.95
-    warmup: float = 0.15
+    weight_decay: Annotated[float, number(0)] = 0.1
+    beta2: Annotated[float, number(0, below=1)] = 0.95
+    warmup: Annotated[float, number(0, below=1)] = 0.15
     """Share of the steps in which the rate rises."""
-    steps: int = 1000
+    steps: Annotated[int, whole(1)] = 1000
     """Optimizer steps."""
-    batch_size: int = 32
+    batch_size: Annotated[int, whole(2)] = 32
     """Rows of a step over all processes, half of them true."""
-    validation_rows: int = 512
+    validation_rows: Annotated[int, whole(1)] = 512
     """Rows of the validation split that choose the best checkpoint."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the adapters' start and of the order of the rows."""
 
     def __post_init__(self) -> None:
-        for name in ("rank", "steps", "batch_size", "validation_rows"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_ranges(self)
         if self.batch_size % 2:
             raise ConfigError(f"batch_size is {self.batch_size}; it must be even, half the rows are true")
-        if self.learning_rate <= 0 or not 0 <= self.warmup < 1 or not 0 <= self.beta2 < 1:
-            raise ConfigError("learning_rate must be above 0, warmup and beta2 at least 0 and below 1")
 
     def rate(self, step: int) -> float:
         """Learning rate of step 0, 1, …. (transformers' schedules begin at 0: their first step would do nothing.)"""

@@ -12,10 +12,10 @@ true answer.
                     (there CRC-TPC)
     vinc            variance, invariance, negative covariance: EleutherAI's successor of CCS, whose directions solve an
                     eigenproblem
-    random          a random direction: what no training gives
 
 A direction found without labels has no sign. It is taken from the labels it was fitted beside (AUROC below one half
-turns it), and told in `LinearProbe.turned`, as the papers do.
+turns it), and told in `LinearProbe.turned`, as the papers do. What a direction gives that nobody looked for is measured
+with `elk/controls.py`, by many, drawn in the coordinates that a probe of the kind seeks its own in: `Kind.drawn`.
 """
 
 from collections.abc import Callable
@@ -59,6 +59,11 @@ class LinearProbe:
         return self.weight / max(float(np.linalg.norm(self.weight)), 1e-300)
 
 
+Drawn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""From features x (rows, …) and directions of standard normal numbers (draws, numbers of a row), of which the first of
+a draw are taken, to weights of the shape of a row of x each."""
+
+
 class Kind(NamedTuple):
     """How a probe is fitted, and on what."""
 
@@ -67,6 +72,8 @@ class Kind(NamedTuple):
     """Whether it reads contrast pairs, or single states."""
     labels: bool
     """Whether it takes labels. What does not can also be fitted on both contexts mixed, and labels give its sign."""
+    drawn: Drawn
+    """Weights of directions at random, for its controls."""
     standard: bool = False
     """Whether it stands for those with labels, or without: its curves are drawn. That with labels, on last hidden
     states, gives floor and ceiling of the gap, and its log-odds are searched for anomalies."""
@@ -197,21 +204,42 @@ def _vinc(x: np.ndarray, _: np.ndarray, __: np.random.Generator) -> LinearProbe:
     return LinearProbe(weight, float(variants * half @ (mean[0] - mean[1])))
 
 
-def _random(x: np.ndarray, _: np.ndarray, random: np.random.Generator) -> LinearProbe:
-    direction = random.standard_normal(x.shape[1])
-    return LinearProbe(*standardised(x).unfolded(np.asarray(direction / np.linalg.norm(direction)), 0.0))
+# --- without a search -------------------------------------------------------------------------------------------------
+
+
+def drawn_single(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Directions on standardised columns."""
+    return directions / standardised(x).deviation
+
+
+def _drawn_ends(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """The same on both states of a row's own prompt, end to end."""
+    ends = drawn_single(x[:, 0].reshape(len(x), -1), directions[:, : x[0, 0].size])
+    return np.stack([_of_first_variant(weight.reshape(x.shape[2:]), x) for weight in ends])
+
+
+def _drawn_difference(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Differences along directions on normed pairs, of a row's own prompt."""
+    _, mean, deviation = _normed(x[:, 0])
+    return np.stack([_difference(w, mean, deviation, x).weight for w in directions[:, : x.shape[-1]]])
+
+
+def _drawn_mean_difference(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Their mean over a row's prompts."""
+    _, _, deviation = _normed(x)
+    half = (directions[:, : x.shape[-1]] / deviation)[:, None, None]  # (draws, 1, 1, width)
+    return np.broadcast_to(np.concatenate([-half, half], 2), (len(directions), *x.shape[1:]))
 
 
 PROBES: dict[str, Kind] = {
-    "lr": Kind(_lr, pairs=False, labels=True, standard=True),
-    "mean_diff": Kind(_mean_diff, pairs=False, labels=True),
-    "lda": Kind(_lda, pairs=False, labels=True),
-    "lr_pair": Kind(_on_pairs(_lr), pairs=True, labels=True),
-    "mean_diff_pair": Kind(_on_pairs(_mean_diff), pairs=True, labels=True),
-    "ccs": Kind(_ccs, pairs=True, labels=False),
-    "crc": Kind(_crc, pairs=True, labels=False, standard=True),
-    "vinc": Kind(_vinc, pairs=True, labels=False),
-    "random": Kind(_random, pairs=False, labels=False),
+    "lr": Kind(_lr, pairs=False, labels=True, drawn=drawn_single, standard=True),
+    "mean_diff": Kind(_mean_diff, pairs=False, labels=True, drawn=drawn_single),
+    "lda": Kind(_lda, pairs=False, labels=True, drawn=drawn_single),
+    "lr_pair": Kind(_on_pairs(_lr), pairs=True, labels=True, drawn=_drawn_ends),
+    "mean_diff_pair": Kind(_on_pairs(_mean_diff), pairs=True, labels=True, drawn=_drawn_ends),
+    "ccs": Kind(_ccs, pairs=True, labels=False, drawn=_drawn_difference),
+    "crc": Kind(_crc, pairs=True, labels=False, drawn=_drawn_difference, standard=True),
+    "vinc": Kind(_vinc, pairs=True, labels=False, drawn=_drawn_mean_difference),
 }
 """All there are: transfers, pictures and the script take from here what they fit, on what, and what stands out."""
 SUPERVISED, UNSUPERVISED = (

@@ -15,6 +15,10 @@ from lens_rnn.elk.transfer import Result
 from lens_rnn.reports import read_report, to_json, write_report
 
 FORMAT = 1
+"""Of quirky.json."""
+TRANSFERS_FORMAT = 2
+"""Of transfers.json. Format 1 has no controls, layers chosen on the rows reported, and intervals by percentiles of the
+bootstrap; it is read, without controls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +72,12 @@ class TransferReport:
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all; an estimate's limits stand beside it."""
         rows = {"transfers": [_flat(r) for r in self.transfers], "anomalies": [_bounded(a) for a in self.anomalies]}
-        write_report(path, to_json(self) | rows, FORMAT)
+        write_report(path, to_json(self) | rows, TRANSFERS_FORMAT)
 
     @classmethod
     def read(cls, path: Path) -> "TransferReport":
         """Raises ArtifactError for a file that is no such report."""
-        return read_report(path, cls, FORMAT, _with_estimates)
+        return read_report(path, cls, TRANSFERS_FORMAT, _with_estimates)
 
 
 def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +87,7 @@ def _with_settings(content: dict[str, Any]) -> dict[str, Any]:
     return content | {"settings": settings, "training": training}
 
 
+_CURVES = ("depths", "curve", "validated", "controls")
 _FLAT, _PARTS = ("auroc", "recovered"), ("value", "low", "high")
 
 
@@ -117,9 +122,12 @@ def _with_estimates(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """transfers.csv: the results without the curves."""
+    """transfers.csv: the results without the curves, and the control of the layer."""
     written = io.StringIO()
-    rows = [{name: value for name, value in _flat(r).items() if name not in ("depths", "curve")} for r in results]
+    rows = []
+    for result in results:
+        row = {name: value for name, value in _flat(result).items() if name not in _CURVES}
+        rows.append(row | {f"control_{name}": value for name, value in to_json(result.control).items()})
     writer = csv.DictWriter(written, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)

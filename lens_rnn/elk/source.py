@@ -1,11 +1,12 @@
 """Which quirky data a run uses: a set made here, files, or the Hub."""
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 from lens_rnn.elk.files import load
 from lens_rnn.elk.generators import GENERATORS, generate
 from lens_rnn.elk.quirky import SPLITS, QuirkySet
-from lens_rnn.errors import ConfigError
+from lens_rnn.ranges import SEED, check_ranges, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +16,17 @@ class QuirkyData:
     data: str = "comparison"
     """addition, subtraction, multiplication, modularaddition, squaring or comparison, which are made here; hub:NAME for
     one of the 12 published sets; a folder of train.jsonl, validation.jsonl and test.jsonl; or a data set on the Hub."""
-    train_questions: int = 2800
+    train_questions: Annotated[int, whole(1)] = 2800
     """Questions to fine-tune on; each is two rows, Alice's and Bob's."""
-    validation_questions: int = 700
+    validation_questions: Annotated[int, whole(1)] = 700
     """Questions to fit probes on."""
-    test_questions: int = 700
+    test_questions: Annotated[int, whole(1)] = 700
     """Questions to report on."""
-    data_seed: int = 0
+    data_seed: Annotated[int, SEED] = 0
     """Of generated questions."""
 
     def __post_init__(self) -> None:
-        for split, count in self.questions.items():
-            if count < 1:
-                raise ConfigError(f"{split}_questions is {count}; it must be at least 1")
+        check_ranges(self)
 
     @property
     def questions(self) -> dict[str, int]:

@@ -1,11 +1,12 @@
 """The settings of a fit. What they come to for some data and model is a `Plan`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from lens_rnn.errors import ConfigError
 from lens_rnn.fitting.objective import LOSSES, Loss
 from lens_rnn.fitting.optimizers import OPTIMIZERS, OptimizerName
+from lens_rnn.ranges import SEED, check_ranges, number, whole
 
 Start = Literal["ridge", "zero"]
 
@@ -14,16 +15,16 @@ Start = Literal["ridge", "zero"]
 class FitConfig:
     """How a lens is fitted."""
 
-    batch_size: int = 16
+    batch_size: Annotated[int, whole(1)] = 16
     """Sequences in a step, over all processes together."""
-    micro_batch_size: int = 8
+    micro_batch_size: Annotated[int, whole(1)] = 8
     """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
-    passes: int | None = None
+    passes: Annotated[int | None, whole(1)] = None
     """How often each token is seen. Default: as often as makes 524,288 tokens in all, at most 4 times, and at least
     once."""
     optimizer: OptimizerName = "kfac"
     """kfac, adamw, adam, sgd (with tuned-lens's settings) or muon."""
-    learning_rate: float | None = None
+    learning_rate: Annotated[float | None, number(above=0)] = None
     """Highest learning rate. Default: the optimizer's own, 1e-3 for adamw. kfac measures its step lengths; for it this
     is a factor on them, 1 by default."""
     loss: Loss = "kl"
@@ -31,34 +32,25 @@ class FitConfig:
     start: Start = "ridge"
     """ridge: closed-form regression onto the final state before the first step; zero: the logit lens, as tuned-lens
     does."""
-    start_tokens: int | None = None
+    start_tokens: Annotated[int | None, whole(1)] = None
     """Tokens that the closed-form start and kfac's input factor look at. Default: 131,072 or 32 × d_model, whichever is
     more, or all there are."""
-    clip: float = 1.0
+    clip: Annotated[float, number(above=0)] = 1.0
     """Highest norm of one layer's gradient, so that a layer's large gradient does not slow the others. kfac has bounds
     of its own."""
     products: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the matrix products with the unembedding, and of their results. auto: bfloat16 for a model in
     it, and where the processor is fast at it, else float32. Softmax and losses are float32, and what is reported is
     computed in the model's own format."""
-    chunk_tokens: int | None = None
+    chunk_tokens: Annotated[int | None, whole(1)] = None
     """Tokens whose logits are held at a time. Default: what suits the device."""
-    seed: int = 0
-    """Decides the order of the blocks."""
-    checkpoint_every: int = 50
+    seed: Annotated[int, SEED] = 0
+    """Decides the order of the blocks, and the labels that kfac draws."""
+    checkpoint_every: Annotated[int, whole(1)] = 50
     """Steps between checkpoints, of which the last two are kept."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "passes", "checkpoint_every", "chunk_tokens", "start_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("learning_rate", "clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
+        check_ranges(self)
         for name, allowed in (
             ("products", ("auto", "float32", "bfloat16")),
             ("optimizer", tuple(OPTIMIZERS)),

@@ -90,7 +90,7 @@ def fit(
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
     weights, biases = _stack(lens, layers)
     optimizer = make_optimizer(config.optimizer, weights, biases, plan.learning_rate, plan.steps, config.clip)
-    objective = FusedObjective(lens.unembed, config.loss, plan.products, plan.chunk_tokens, optimizer.fisher)
+    objective = FusedObjective(lens.unembed, config.loss, plan.products, plan.chunk_tokens)
     result, done = FitResult(lens), 0
 
     resumed_step = resume_from["step"] if resume_from else None
@@ -199,15 +199,14 @@ def _accumulate(
         forward = adapter.forward(ids)
         if not real:
             continue
-        shape = (len(adapter.fitted_layers), len(rows), objective.targets(ids.shape[1]))
-        draws = _draws(plan.config.seed, step, shape, part) if objective.fisher else None
+        shape = (len(rows), objective.targets(ids.shape[1]))
+        draws = _draws(plan.config.seed, step, shape, part) if sums.has_fisher else None
         with _tensor_cores(objective.products):
-            for chunk in objective.chunks(forward, ids):
+            for chunk in objective.chunks(forward, ids, draws):
                 for k, layer in enumerate(adapter.fitted_layers):
                     hidden = chunk.hidden[layer]
-                    drawn = None if draws is None else draws[k, chunk.tokens].to(hidden.device)
                     z = lens.transform_hidden(hidden, layer)
-                    sums.add(k, hidden, objective.derivatives(z, chunk.target, chunk.expected, drawn))
+                    sums.add(k, hidden, objective.derivatives(z, chunk.target, chunk.score))
                 sums.tokens += len(chunk.hidden[0])
     sums.average(processes)
 
@@ -224,14 +223,14 @@ def _tensor_cores(products: torch.dtype) -> Iterator[None]:
         matmul.allow_tf32 = before
 
 
-def _draws(seed: int, step: int, shape: tuple[int, int, int], part: np.ndarray) -> Float[Tensor, "layers draws"]:
-    """Uniform draws in [0, 1) for the labels of some sequences of a step: (layers, sequences × targets).
+def _draws(seed: int, step: int, shape: tuple[int, int], part: np.ndarray) -> Float[Tensor, " targets"]:
+    """Uniform draws in [0, 1) for the labels of some sequences of a step: (sequences × targets).
 
-    shape: layers, all sequences of the step, targets in each. A function of seed, step, layer and place in the batch,
-    so that it does not matter which process draws.
+    shape: all sequences of the step, targets in each. A function of seed, step and place in the batch, so that it does
+    not matter which process draws.
     """
     draws = np.random.default_rng((seed, step)).random(shape, dtype=np.float32)
-    return torch.from_numpy(draws[:, part].reshape(shape[0], -1))
+    return torch.from_numpy(draws[part].flatten())
 
 
 def _refuse_non_finite(losses: dict[int, float], step: int) -> None:

@@ -4,11 +4,11 @@ layer each).
 Symbols, of one layer:
 
     h   hidden state (d_model), μ its mean, C its covariance
-    g   gradient of the loss at z; s the same for a label drawn from q
+    g   gradient of the loss at z; s what it would be for a label drawn from the model's own prediction p, were q = p
     G   E[g (h − μ)ᵀ] (d_model, d_model), and E[g] for the bias that belongs to h − μ
     A   C with damping; measured once, in float64, on the tokens of the closed-form start: hidden states do not change
         during a fit
-    F   E[s sᵀ] with damping, a moving average: the true Fisher information at z
+    F   E[s sᵀ] with damping, a moving average: the Fisher information at z, at the prediction that is aimed at
     D   F⁻¹ G A⁻¹, and F⁻¹ E[g]: the direction
     η   the step's length: W ← W − η D
 

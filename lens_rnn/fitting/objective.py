@@ -11,9 +11,11 @@ Symbols, per token (Belrose et al. 2023, arXiv 2303.08112, eqs. 5 to 7; there th
     p   the model's own next-token distribution (vocab), or the next token itself, one-hot
     γ   gradient of the loss at u = UᵀD(q − p)  (d_model)
     g   gradient at z = Jᵀ γ, J the norm's Jacobian at z
-    y   a label drawn from q
-    s   gradient at z of −log q[y] = Jᵀ(γ + UᵀDp − D[y] U[y]); E[s sᵀ] is the Fisher information at z (Martens & Grosse
-        2015, arXiv 1503.05671, section 2.1). Without a cap, Uᵀp is one product for all layers
+    y   a label drawn from the model's own prediction p, one a token for all layers
+    s   Jᵀ UᵀD(p − e[y]), what the gradient at z of −log q[y] is where q = p; over labels, E[s sᵀ] is the Fisher
+        information at z of a lens that has arrived (Martens & Grosse 2015, arXiv 1503.05671, section 2.1). Nothing in
+        it but J and D depends on what is being fitted, so no rounding of the fit can tip a label. Without a cap,
+        Uᵀ(p − e[y]) is one product for all layers
 
 A chunk of tokens is all that is ever held at vocabulary size. The naive twin stands in tests/reference/objective.py.
 """
@@ -41,13 +43,11 @@ _CHUNK_TOKENS = {"cpu": (256, 1024), "cuda": (64, 8192)}  # least and most: prod
 class Chunk(NamedTuple):
     """Some tokens of a batch: the hidden states of every layer, and what they should lead to."""
 
-    tokens: slice
-    """Which tokens of the batch that `chunks` was given, sequence after sequence, without those that have no target."""
     hidden: list[Tensor]
     """One (tokens, d_model) per layer."""
     target: Target
-    expected: Tensor | None
-    """Uᵀp (tokens, d_model), where it was asked for and the same for all layers."""
+    score: Tensor | None
+    """Where draws were given: Uᵀ(p − e[y]) (tokens, d_model) or, for a model with a cap, p − e[y] (tokens, vocab)."""
 
 
 class Derivatives(NamedTuple):
@@ -58,7 +58,7 @@ class Derivatives(NamedTuple):
     gradient: Tensor
     """g (tokens, d_model)."""
     sampled: Tensor | None
-    """s (tokens, d_model), where draws were given."""
+    """s (tokens, d_model), where a score was given."""
 
 
 class FusedObjective:
@@ -70,14 +70,12 @@ class FusedObjective:
         loss: Loss = "kl",
         products: torch.dtype | None = None,
         chunk_tokens: int | None = None,
-        fisher: bool = False,
     ):
         """products: dtype of the matrix products with U and of their results, by default the head's own. Softmax and
         losses are float32, or float64 where the head is. chunk_tokens: tokens at a time, by default what keeps one
-        buffer small. fisher: whether gradients for drawn labels will be asked for."""
+        buffer small."""
         self.unembedding = unembedding
         self.loss = loss
-        self.fisher = fisher
         head = unembedding.unembedding
         self.products = products or head.weight.dtype
         self.map = unembedding.logit_map
@@ -96,71 +94,73 @@ class FusedObjective:
         """How many tokens of a sequence have a target."""
         return seq_len if self.loss == "kl" else seq_len - 1
 
-    def chunks(self, forward: Forward, input_ids: Int[Tensor, "batch seq"]) -> Iterator[Chunk]:
-        """Cut a batch into chunks. For cross-entropy the last token of a sequence has no target and is left out."""
+    def chunks(
+        self, forward: Forward, input_ids: Int[Tensor, "batch seq"], draws: Float[Tensor, " targets"] | None = None
+    ) -> Iterator[Chunk]:
+        """Cut a batch into chunks. For cross-entropy the last token of a sequence has no target and is left out.
+
+        draws: uniform in [0, 1), one for each token that has a target, sequence after sequence, where labels are to be
+        drawn.
+        """
         keep = slice(None) if self.loss == "kl" else slice(None, -1)
         labels = input_ids[:, 1:].reshape(-1) if self.loss == "ce" else None
         final = forward.final[:, keep].flatten(0, 1)
         hidden = [h[:, keep].flatten(0, 1) for h in forward.hidden_states]
         for start in range(0, len(final), self.chunk_tokens):
             part = slice(start, min(len(final), start + self.chunk_tokens))
-            target, expected = self.target(final[part], None if labels is None else labels[part])
-            yield Chunk(part, [h[part] for h in hidden], target, expected)
+            target, score = self.target(
+                final[part], None if labels is None else labels[part], None if draws is None else draws[part]
+            )
+            yield Chunk([h[part] for h in hidden], target, score)
 
     @torch.no_grad()
     def target(
-        self, final: Float[Tensor, "tokens d_model"], labels: Int[Tensor, " tokens"] | None = None
-    ) -> tuple[Target, Float[Tensor, "tokens d_model"] | None]:
-        """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens),
-        and Uᵀp."""
-        share = self.fisher and self.map.cap is None
+        self,
+        final: Float[Tensor, "tokens d_model"],
+        labels: Int[Tensor, " tokens"] | None = None,
+        draws: Float[Tensor, " tokens"] | None = None,
+    ) -> tuple[Target, Float[Tensor, "tokens width"] | None]:
+        """The target of some tokens, from the normed final states (tokens, d_model) or from the next tokens (tokens);
+        and, with draws (tokens), what `derivatives` takes as score."""
         if labels is not None:
-            return Target(final.new_empty(0), final.new_empty(0), labels), self.weight[labels] if share else None
+            target = Target(final.new_empty(0), final.new_empty(0), labels)
+            return target, None if draws is None else self._score(self._logits(final), draws)[1]
         logits = self._logits(final)
-        probabilities = logits.clone()
-        normalizers = self.rows.softmax_(probabilities)
-        return Target(logits, normalizers), probabilities @ self.weight if share else None
+        if draws is None:
+            return Target(logits, self.rows.normalizers(logits)), None
+        normalizers, score = self._score(logits.clone(), draws)
+        return Target(logits, normalizers), score
+
+    def _score(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalizers of the model's logits, which are overwritten, and the score of the drawn labels."""
+        normalizers, _ = self.rows.sample_(logits, draws.to(logits.device))
+        return normalizers, logits if self.map.cap is not None else logits @ self.weight
 
     def derivatives(
         self,
         z: Float[Tensor, "tokens d_model"],
         target: Target,
-        expected: Float[Tensor, "tokens d_model"] | None = None,
-        draws: Float[Tensor, " tokens"] | None = None,
+        score: Float[Tensor, "tokens width"] | None = None,
     ) -> Derivatives:
-        """Loss and gradient at z (tokens, d_model); with expected and draws (tokens), uniform in [0, 1), also for drawn
-        labels."""
+        """Loss and gradient at z (tokens, d_model); with the score of drawn labels (tokens, d_model or vocab) also
+        s."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             u = self.unembedding.normed(z)
         with torch.no_grad():
             logits = self._logits(u)
             slope = self.map.slope(logits)  # D (tokens, vocab)
-            loss, labels = self.rows.difference_(logits, target, draws)
+            loss = self.rows.difference_(logits, target)
             if slope is not None:
                 logits *= slope
             at_u = (logits @ self.weight).to(u.dtype)
-        (gradient,) = torch.autograd.grad(u, z, at_u, retain_graph=labels is not None)
-        if labels is None or (expected is None and slope is None):
+        (gradient,) = torch.autograd.grad(u, z, at_u, retain_graph=score is not None)
+        if score is None:
             return Derivatives(loss, gradient, None)
         with torch.no_grad():
-            drawn = self.weight[labels]
-            if slope is not None:
-                expected = self._capped_expected(target, slope)
-                drawn = drawn * slope.gather(-1, labels[:, None].long())
-            assert expected is not None
-            at_u += expected.to(u.dtype) - drawn.to(u.dtype)
-        (sampled,) = torch.autograd.grad(u, z, at_u)
+            at_u = score if slope is None else slope.mul_(score) @ self.weight
+        (sampled,) = torch.autograd.grad(u, z, at_u.to(u.dtype))
         return Derivatives(loss, gradient, sampled)
-
-    def _capped_expected(self, target: Target, slope: Tensor) -> Tensor:
-        """UᵀDp (tokens, d_model), where the cap makes it each layer's own."""
-        if target.labels is not None:
-            labels = target.labels[:, None]
-            return self.weight[target.labels] * slope.gather(-1, labels)
-        p = target.logits.clone()
-        self.rows.softmax_(p)
-        return (p * slope) @ self.weight
 
     def _logits(self, u: Tensor) -> Tensor:
         return self.map.bend_(torch.nn.functional.linear(u.to(self.products), self.weight, self.bias))

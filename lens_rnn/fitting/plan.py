@@ -1,18 +1,17 @@
 """What the settings of a fit come to for some model, data, device and processes: resolved once, then printed, followed
 by the loop, and kept in fit.json."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from math import log
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
-from lens_rnn.fitting.closed_form import Moments
 from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.memory import FitMemory, fit_memory, measure_pass
 from lens_rnn.fitting.objective import default_chunk_tokens
 from lens_rnn.fitting.optimizers import OPTIMIZERS
-from lens_rnn.fitting.sums import StepSums
 from lens_rnn.memory import of_device
 from lens_rnn.models import DTYPES, ModelAdapter
 from lens_rnn.processes import Processes
@@ -51,7 +50,7 @@ class Plan:
     device: torch.device
     world: int
     """Processes."""
-    memory: Mapping[str, int]
+    memory: FitMemory
     """Bytes that one process needs, by part."""
     memory_there: int
     """Bytes that one process can have on its device; 0 where that is not known."""
@@ -72,10 +71,6 @@ class Plan:
     def tokens(self) -> int:
         """Tokens in a pass."""
         return self.steps_a_pass * self.step_tokens
-
-    @property
-    def memory_needed(self) -> int:
-        return sum(self.memory.values())
 
     def rows(self, step: int) -> np.ndarray:
         """The blocks of a step, (batch_size): each pass has an order of its own."""
@@ -134,25 +129,19 @@ def make_plan(
     needs_moments = config.start == "ridge" or optimizer.fisher
     start_tokens = config.start_tokens or max(START_TOKENS, 32 * adapter.d_model)
     micro_batch_tokens = min(config.micro_batch_size, config.batch_size // processes.world) * blocks.seq_len
-
-    # Bytes of one process, by part.
-    d, vocab, layers, item = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers), adapter.dtype.itemsize
-    weights = sum(p.numel() * p.element_size() for p in adapter.model.parameters())
-    memory = {
-        "model": weights // processes.world if sharded else weights,
-        "copy of the unembedding": vocab * d * (item + (products.itemsize if products != adapter.dtype else 0)),
-        "translators": adapter.n_layers * d * (d + 1) * 4,
-        "gradients and factors of a step": (2 if processes.world > 1 else 1)
-        * StepSums.bytes_needed(layers, d, optimizer.fisher),
-        f"states of {config.optimizer}": optimizer.bytes_needed(layers, d),
-        "hidden states of a micro-batch": (adapter.n_layers + 2) * micro_batch_tokens * d * item,
-        "logits of a chunk": (3 if optimizer.fisher else 2) * chunk_tokens * vocab * products.itemsize,
-        "moments, during the start": Moments.bytes_needed(layers, d) if needs_moments else 0,
-    }
-    needed = sum(memory.values())
-    if config.optimizer == "kfac":
-        with_adamw = replace(config, optimizer="adamw")
-        needed = min(needed, make_plan(adapter, blocks, with_adamw, processes, device, sharded).memory_needed)
+    memory = partial(
+        fit_memory,
+        adapter,
+        forward=measure_pass(adapter, blocks.seq_len),
+        tokens=micro_batch_tokens,
+        chunk_tokens=min(chunk_tokens, micro_batch_tokens),
+        products=products,
+        copies_targets=config.loss == "ce",
+        device=device,
+        world=processes.world,
+        sharded=sharded,
+    )
+    needed = memory(optimizer, has_start=needs_moments)
     return Plan(
         config=config,
         blocks=len(blocks),
@@ -167,18 +156,21 @@ def make_plan(
         micro_batch_tokens=micro_batch_tokens,
         device=device,
         world=processes.world,
-        memory=memory,
+        memory=needed,
         memory_there=of_device(device) // (processes.on_this_machine if device.type == "cpu" else 1),
-        memory_with_adamw=needed,
+        memory_with_adamw=min(needed.needed, memory(OPTIMIZERS["adamw"], has_start=config.start == "ridge").needed),
     )
 
 
 def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> list[str]:
     """The plan in lines for people: shapes, steps, memory of one process by part, and a warning if that is too much."""
-    config, needed = plan.config, plan.memory_needed
+    config, memory = plan.config, plan.memory
     rest = f" ({blocks.tokens.size - plan.tokens:,} are left over)" if blocks.tokens.size > plan.tokens else ""
     rate = f" at {plan.learning_rate:g}" if config.optimizer != "kfac" or config.learning_rate else ""
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in plan.memory.items() if size)
+    lasting, start, step = (
+        ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if size)
+        for parts in (memory.lasting, memory.start, memory.step)
+    )
     lines = [
         f"model      {adapter.name}: {adapter.model_type}, {adapter.n_layers} layers, d_model {adapter.d_model}, "
         f"vocabulary {adapter.vocab_size:,}, {plan.dtype}",
@@ -189,14 +181,16 @@ def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> lis
         f"products in {plan.products}",
         f"processes  {plan.world} on {plan.device.type}, {torch.get_num_threads()} threads each; "
         f"{plan.micro_batch_tokens:,} tokens a forward pass, logits of {plan.chunk_tokens:,} tokens at a time",
-        f"memory     {parts}; sum {_bytes(needed)}",
+        f"memory     {_bytes(memory.needed)} at most: {lasting};"
+        + (f" during the start also {start};" if start else "")
+        + f" in a step also {step}",
     ]
-    if plan.memory_there and needed > plan.memory_there:
+    if plan.memory_there and memory.needed > plan.memory_there:
         lines.append(
             f"warning    that is more than the {_bytes(plan.memory_there)} there are; a lower --micro-batch-size or "
             "--shard may help"
         )
-        if plan.memory_with_adamw < needed:
+        if plan.memory_with_adamw < memory.needed:
             lines[-1] += f", and --optimizer adamw needs {_bytes(plan.memory_with_adamw)}"
     return lines
 

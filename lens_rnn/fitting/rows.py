@@ -1,4 +1,4 @@
-"""Elementwise work on rows of logits, one row a token: softmax, loss, q − p, and a label drawn from q.
+"""Elementwise work on rows of logits, one row a token: normalizers, loss, q − p, and a label drawn from p.
 
 Here in plain torch, for any device and precision; `rows_cpu` and `rows_cuda` do the same in one pass over memory, in
 float32. `rows_for` picks.
@@ -27,47 +27,52 @@ class Target(NamedTuple):
 class RowKernels(Protocol):
     """The passes over rows of logits (tokens, vocab), on one kind of device."""
 
-    def softmax_(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-        """Turn logits into probabilities, in place. Returns log Σ exp(logits) (tokens)."""
+    def normalizers(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
+        """log Σ exp(logits) (tokens)."""
 
-    def difference_(
-        self, logits: Float[Tensor, "tokens vocab"], target: Target, draws: Float[Tensor, " tokens"] | None
-    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"] | None]:
+    def sample_(
+        self, logits: Float[Tensor, "tokens vocab"], draws: Float[Tensor, " tokens"]
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+        """Turn logits, with p = softmax(logits), into p − e[y], in place, for labels y that are drawn from p: of each
+        token the first whose cumulated probability exceeds its draw, uniform in [0, 1).
+
+        Returns log Σ exp(logits) (tokens), and the labels (tokens).
+        """
+
+    def difference_(self, logits: Float[Tensor, "tokens vocab"], target: Target) -> Float[Tensor, " tokens"]:
         """Turn logits, with q = softmax(logits), into q − p, in place.
 
-        Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label], and, where draws (tokens), uniform in [0, 1), are
-        given, a label drawn from q for each token: the first whose cumulated probability exceeds its draw.
+        Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label].
         """
 
 
 class PlainRows:
     """In torch, in float64 where the logits are, else in float32."""
 
-    def softmax_(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-        wide = _wide(logits)
-        normalizers = wide.logsumexp(-1)
-        logits.copy_((wide - normalizers[:, None]).exp_())
-        return normalizers
+    def normalizers(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
+        return _wide(logits).logsumexp(-1)
 
-    def difference_(
-        self, logits: Float[Tensor, "tokens vocab"], target: Target, draws: Float[Tensor, " tokens"] | None
-    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"] | None]:
+    def sample_(
+        self, logits: Float[Tensor, "tokens vocab"], draws: Float[Tensor, " tokens"]
+    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+        normalizers = self.normalizers(logits)
+        p = (_wide(logits) - normalizers[:, None]).exp_()
+        below = p.cumsum(-1) <= draws[:, None]  # rounding can leave the last sum below the draw
+        labels = below.sum(-1).clamp(max=p.shape[1] - 1)
+        logits.copy_(_less_one(p, labels))
+        return normalizers, labels
+
+    def difference_(self, logits: Float[Tensor, "tokens vocab"], target: Target) -> Float[Tensor, " tokens"]:
         log_q = _wide(logits).log_softmax(-1)
         q = log_q.exp()
-        samples = None
-        if draws is not None:
-            below = q.cumsum(-1) <= draws[:, None]  # rounding can leave the last sum below the draw
-            samples = below.sum(-1).clamp(max=q.shape[1] - 1)
         if target.labels is not None:
-            labels = target.labels[:, None]
-            loss = -log_q.gather(-1, labels)[:, 0]
-            logits.copy_(q.scatter_add_(-1, labels, -torch.ones_like(loss)[:, None]))
-            return loss, samples
+            logits.copy_(_less_one(q, target.labels))
+            return -log_q.gather(-1, target.labels[:, None])[:, 0]
         log_p = _wide(target.logits) - target.normalizers[:, None]
         p = log_p.exp()
         loss = torch.linalg.vecdot(p, log_p - log_q)
         logits.copy_(q.sub_(p))
-        return loss, samples
+        return loss
 
 
 def rows_for(logits_dtype: torch.dtype, device: torch.device) -> RowKernels:
@@ -89,6 +94,12 @@ def rows_for(logits_dtype: torch.dtype, device: torch.device) -> RowKernels:
 @cache
 def _log_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
+
+
+def _less_one(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Probabilities (tokens, vocab) less 1 at each token's label, in place."""
+    at = labels[:, None]
+    return probabilities.scatter_add_(-1, at, -torch.ones_like(at, dtype=probabilities.dtype))
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -20,21 +20,23 @@ _BLOCK = 128  # entries of a row that are summed on their own
 class CompiledRows:
     """For contiguous float32 and bfloat16 logits."""
 
-    def softmax_(self, logits: Tensor) -> Tensor:
+    def normalizers(self, logits: Tensor) -> Tensor:
         normalizers = torch.empty(len(logits))
-        _softmax(_array(logits), normalizers.numpy())
+        _normalizers(_array(logits), normalizers.numpy())
         return normalizers
 
-    def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def sample_(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        normalizers, labels = torch.empty(len(logits)), torch.empty(len(logits), dtype=torch.int64)
+        _sampled(_array(logits), draws.numpy(), normalizers.numpy(), labels.numpy())
+        return normalizers, labels
+
+    def difference_(self, logits: Tensor, target: Target) -> Tensor:
         loss = torch.empty(len(logits))
-        samples = torch.empty(0 if draws is None else len(logits), dtype=torch.int64)
-        drawn = (loss.new_empty(0) if draws is None else draws).numpy()
         if target.labels is not None:
-            _from_labels(_array(logits), target.labels.numpy(), drawn, loss.numpy(), samples.numpy())
+            _from_labels(_array(logits), target.labels.numpy(), loss.numpy())
         else:
-            p = (_array(target.logits), target.normalizers.numpy())
-            _from_logits(_array(logits), *p, drawn, loss.numpy(), samples.numpy())
-        return loss, None if draws is None else samples
+            _from_logits(_array(logits), _array(target.logits), target.normalizers.numpy(), loss.numpy())
+        return loss
 
 
 def _array(rows: Tensor) -> np.ndarray:
@@ -81,26 +83,38 @@ def _sample(row, sums, top, rest):
     return v
 
 
+@njit
+def _blocks(vocab):
+    return np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32)
+
+
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
-def _softmax(logits, normalizers):
+def _normalizers(logits, normalizers):
     tokens, vocab = logits.shape
     for t in prange(tokens):
-        row = logits[t]
-        n, _, _ = _normalize(row, np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32))
-        for v in range(vocab):
-            write(row, v, exp(read(row[v]) - n))
-        normalizers[t] = n
+        normalizers[t], _, _ = _normalize(logits[t], _blocks(vocab))
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
-def _from_logits(logits, teacher, normalizers, draws, loss, samples):
+def _sampled(logits, draws, normalizers, labels):
+    tokens, vocab = logits.shape
+    for t in prange(tokens):
+        row, sums = logits[t], _blocks(vocab)
+        n, top, total = _normalize(row, sums)
+        label = _sample(row, sums, top, draws[t] * total)
+        of_label = exp(read(row[label]) - n)
+        for v in range(vocab):
+            write(row, v, exp(read(row[v]) - n))
+        write(row, label, of_label - np.float32(1.0))
+        normalizers[t], labels[t] = n, label
+
+
+@njit(parallel=True, fastmath=FASTMATH, cache=True)
+def _from_logits(logits, teacher, normalizers, loss):
     tokens, vocab = logits.shape
     for t in prange(tokens):
         row, other, m = logits[t], teacher[t], normalizers[t]
-        sums = np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32)
-        n, top, total = _normalize(row, sums)
-        if len(draws):
-            samples[t] = _sample(row, sums, top, draws[t] * total)
+        n, _, _ = _normalize(row, _blocks(vocab))
         kl = np.float32(0.0)
         for v in range(vocab):
             log_q, log_p = read(row[v]) - n, read(other[v]) - m
@@ -111,14 +125,11 @@ def _from_logits(logits, teacher, normalizers, draws, loss, samples):
 
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
-def _from_labels(logits, labels, draws, loss, samples):
+def _from_labels(logits, labels, loss):
     tokens, vocab = logits.shape
     for t in prange(tokens):
         row, label = logits[t], labels[t]
-        sums = np.empty((vocab + _BLOCK - 1) // _BLOCK, dtype=np.float32)
-        n, top, total = _normalize(row, sums)
-        if len(draws):
-            samples[t] = _sample(row, sums, top, draws[t] * total)
+        n, _, _ = _normalize(row, _blocks(vocab))
         log_q = read(row[label]) - n
         loss[t] = -log_q
         for v in range(vocab):

@@ -25,18 +25,24 @@ _LANES_A_WARP = (
 class TritonRows:
     """For contiguous float32 and bfloat16 logits."""
 
-    def softmax_(self, logits: Tensor) -> Tensor:
+    def normalizers(self, logits: Tensor) -> Tensor:
         normalizers = torch.empty(len(logits), device=logits.device)
         with torch.cuda.device_of(logits):  # Triton launches on the current device
-            _softmax[(len(logits),)](logits, normalizers, **_shape(logits.shape[1]))
+            _normalizers[(len(logits),)](logits, normalizers, **_shape(logits.shape[1]))
         return normalizers
 
-    def difference_(self, logits: Tensor, target: Target, draws: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        loss = torch.empty(len(logits), device=logits.device)
-        samples = None if draws is None else torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    def sample_(self, logits: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        normalizers = torch.empty(len(logits), device=logits.device)
+        labels = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         with torch.cuda.device_of(logits):
-            _difference[(len(logits),)](logits, *target, draws, loss, samples, **_shape(logits.shape[1]))
-        return loss, samples
+            _sample[(len(logits),)](logits, draws, normalizers, labels, **_shape(logits.shape[1]))
+        return normalizers, labels
+
+    def difference_(self, logits: Tensor, target: Target) -> Tensor:
+        loss = torch.empty(len(logits), device=logits.device)
+        with torch.cuda.device_of(logits):
+            _difference[(len(logits),)](logits, *target, loss, **_shape(logits.shape[1]))
+        return loss
 
 
 def _shape(vocab: int) -> dict[str, int]:
@@ -68,32 +74,44 @@ def _normalize(row, vocab, LANES: tl.constexpr):
 
 
 @triton.jit
-def _softmax(logits, normalizers, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
+def _normalizers(logits, normalizers, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)  # tokens × vocab can exceed 2^31
+    vocab = groups * ALIGN
+    top, log_total = _normalize(logits + token * vocab, vocab, LANES)
+    tl.store(normalizers + token, top + log_total)
+
+
+@triton.jit
+def _sample(logits, draws, normalizers, labels, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
     vocab = groups * ALIGN
     row = logits + token * vocab
     top, log_total = _normalize(row, vocab, LANES)
     tl.store(normalizers + token, top + log_total)
+    draw = tl.load(draws + token).to(tl.float32)
+    below = 0.0  # Σ p over the blocks so far
+    label = vocab  # none yet
     for start in range(0, vocab, LANES):
         at = start + tl.arange(0, LANES)
-        entries = tl.load(row + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
-        tl.store(row + at, tl.exp(entries - top - log_total), mask=at < vocab)
+        inside = at < vocab
+        p = tl.exp(tl.load(row + at, mask=inside, other=float("-inf")).to(tl.float32) - top - log_total)
+        reached = below + tl.sum(p, 0)
+        if (label == vocab) & ((reached > draw) | (start + LANES >= vocab)):  # rounding can leave the last sum below
+            last = tl.minimum(start + LANES, vocab) - 1
+            label = tl.min(tl.where(below + tl.cumsum(p, 0) > draw, at, last), 0)
+        below = reached
+        tl.store(row + at, p - (at == label).to(tl.float32), mask=inside)
+    tl.store(labels + token, label)
 
 
 @triton.jit
-def _difference(
-    logits, teacher, normalizers, labels, draws, loss, samples, groups, ALIGN: tl.constexpr, LANES: tl.constexpr
-):
-    """Without labels, p comes from teacher and normalizers. Without draws there are no samples."""
+def _difference(logits, teacher, normalizers, labels, loss, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
+    """Without labels, p comes from teacher and normalizers."""
     token = tl.program_id(0).to(tl.int64)
     vocab = groups * ALIGN
     row = logits + token * vocab
     top, log_total = _normalize(row, vocab, LANES)
     losses = tl.zeros((LANES,), tl.float32)  # each lane's part
-    if draws is not None:
-        draw = tl.load(draws + token).to(tl.float32)
-        below = 0.0  # Σ q over the blocks so far
-        sample = vocab - 1  # rounding can leave the last sum below the draw
     for start in range(0, vocab, LANES):
         at = start + tl.arange(0, LANES)
         inside = at < vocab
@@ -110,12 +128,4 @@ def _difference(
             p = hit.to(tl.float32)
             losses -= tl.where(hit, log_q, 0.0)
         tl.store(row + at, q - p, mask=inside)
-        if draws is not None:
-            reached = below + tl.sum(q, 0)
-            if (below <= draw) & (reached > draw):
-                last = tl.minimum(start + LANES, vocab) - 1  # if the two kinds of sum differ in rounding
-                sample = tl.min(tl.where(below + tl.cumsum(q, 0) > draw, at, last), 0)
-            below = reached
     tl.store(loss + token, tl.sum(losses, 0))
-    if draws is not None:
-        tl.store(samples + token, sample)

@@ -30,6 +30,10 @@ class StepSums:
         self.biases = biases.view(layers, d_model)
         self.fisher = of_fisher.view(-1, d_model, d_model)
 
+    @property
+    def has_fisher(self) -> bool:
+        return len(self.fisher) > 0
+
     @staticmethod
     def bytes_needed(layers: int, d_model: int, fisher: bool) -> int:
         return 4 * layers * d_model * (d_model * (2 if fisher else 1) + 1)

@@ -22,6 +22,16 @@ def test_a_folder_whose_prompts_are_written_already(tmp_path: Path) -> None:
         made.rows("dev")
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_what_ends_a_line_for_python_and_not_for_json_stays_within_its_row(mark: str, tmp_path: Path) -> None:
+    row = asdict(generate("addition", {"test": 4}).splits["test"][0])
+    row["template_args"]["note"] = f"one{mark}two"
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "test.jsonl").write_text(f"{line}\n{line}", encoding="utf-8")
+    rows = load(tmp_path).rows("test")
+    assert [loaded.template_args["note"] for loaded in rows] == [f"one{mark}two"] * 2
+
+
 def damaged(change: dict | None, drop: str = "") -> str:
     row = asdict(generate("addition", {"test": 4}).splits["test"][0])
     row |= change or {}

@@ -140,14 +140,6 @@ def test_which_answer_it_is_is_not_told(name: str) -> None:
     assert fit_probe(name, moved, y).log_odds(moved) == pytest.approx(fit_probe(name, x, y).log_odds(x), abs=1e-5)
 
 
-def test_a_random_direction_is_one_and_its_own_every_time() -> None:
-    x, y = states()
-    first, second, other = (fit_probe("random", x, y, seed) for seed in (0, 0, 1))
-    assert (first.weight == second.weight).all()
-    assert abs(first.direction @ other.direction) < 0.99
-    assert auroc(y, first.log_odds(x)) >= 0.5
-
-
 def test_constant_features_do_no_harm() -> None:
     x, y = states()
     x[:, 3] = 7

@@ -8,6 +8,7 @@ from pathlib import Path
 from lens_rnn.elk.anomaly import Anomaly
 from lens_rnn.elk.answers import quirkiness
 from lens_rnn.elk.card import write_card
+from lens_rnn.elk.controls import Control
 from lens_rnn.elk.report import QuirkyReport, Training, TransferReport
 from lens_rnn.elk.source import QuirkyData
 from lens_rnn.elk.transfer import Result
@@ -41,6 +42,8 @@ RESULT = Result(
     turned=False,
     depths=(0.25, 0.5),
     curve=(0.5, 0.75),
+    validated=(0.5, 0.75),
+    controls=(Control(0.25, 0.5, 0.75), Control(0.125, 0.5, 0.625)),
 )
 TRANSFERS = TransferReport(
     model="q/m",
@@ -79,6 +82,23 @@ def test_transfers_json_comes_back_as_it_was(tmp_path: Path) -> None:
     row = content["transfers"][0]
     assert (row["auroc"], row["auroc_low"], row["recovered_high"]) == (0.75, 0.5, 0.75)
     assert (content["anomalies"][0]["auroc"], content["anomalies"][0]["interval"]) == (0.75, [0.5, 1.0])
+
+
+def test_format_1_of_transfers_is_read_without_controls_and_3_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "transfers.json"
+    TRANSFERS.write(path)
+    content = json.loads(path.read_text())
+    assert content["format"] == 2
+    for row in content["transfers"]:
+        del row["controls"], row["validated"]
+    path.write_text(json.dumps(content | {"format": 1}))
+    (old,) = TransferReport.read(path).transfers
+    assert old == replace(RESULT, controls=(), validated=())
+    assert not old.clears
+    assert math.isnan(old.control.high)
+    path.write_text(json.dumps(content | {"format": 3}))
+    with pytest.raises(ArtifactError, match="reads up to 2"):
+        TransferReport.read(path)
 
 
 def test_a_gap_that_is_not_there_is_null(tmp_path: Path) -> None:

@@ -3,27 +3,24 @@
 import csv
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from lens_rnn.elk.anomaly import DETECTORS, detect
+from lens_rnn.elk.controls import Control
 from lens_rnn.elk.features import Feature
 from lens_rnn.elk.generators import generate
-from lens_rnn.elk.plots import PANELS, curves_picture, heat_figure, plot_curves, plot_heat
+from lens_rnn.elk.plots import COLOURS, PANELS, curves_picture, heat_figure, plot_curves, plot_heat
 from lens_rnn.elk.probes import PROBES, SUPERVISED, UNSUPERVISED
 from lens_rnn.elk.quirky import QuirkyRow
+from lens_rnn.elk.reading import ProbeScores, read_all
 from lens_rnn.elk.report import table
-from lens_rnn.elk.scores import auroc
-from lens_rnn.elk.transfer import (
-    TRANSFERS,
-    ProbeScores,
-    check_rows,
-    earliest_informative,
-    members,
-    read_all,
-    score_transfers,
-    scored,
-)
+from lens_rnn.elk.scores import auroc, auroc_estimate
+from lens_rnn.elk.selection import earliest_informative
+from lens_rnn.elk.subsets import TRANSFERS, check_rows, members, questions, scored
+from lens_rnn.elk.transfer import score_transfers
 from lens_rnn.errors import DataError
+from tests.elk.rows import made_rows
 
 import numpy as np
 import pytest
@@ -59,7 +56,7 @@ def features(rows: tuple[QuirkyRow, ...], seed: int) -> dict[str, Feature]:
 
 @pytest.fixture(scope="module")
 def scores() -> list[ProbeScores]:
-    return list(read_all(FIT, features(FIT, 0), features(TEST, 1)))
+    return list(read_all(FIT, TEST, features(FIT, 0), features(TEST, 1)))
 
 
 def test_members_and_rows_scored() -> None:
@@ -108,9 +105,11 @@ def test_figures_are_those_of_the_earliest_informative_layer(scores: list[ProbeS
         assert r.auroc.low <= r.auroc.value <= r.auroc.high
         if r.probe in ("lr", "lda", "reader"):
             assert (r.layer, r.depth) == (1, pytest.approx(2 / 3))  # layer 0 is noise
-    assert earliest_informative([0.6, 0.94, 0.98, 0.95]) == 2
-    assert earliest_informative([0.5, 0.96, 0.98]) == 1
-    assert earliest_informative([0.4, 0.45]) == 1
+        assert r.layer == earliest_informative(r.validated)
+        assert len(r.controls) == (0 if r.probe == "reader" else LAYERS)
+        assert r.clears == (r.auroc.low > r.control.high)
+        if r.controls:
+            assert r.control == r.controls[r.layer]
 
 
 def test_performance_gap_recovered(scores: list[ProbeScores]) -> None:
@@ -144,6 +143,8 @@ def test_the_table(scores: list[ProbeScores]) -> None:
     first, result = rows[0], results[0]
     assert (first["feature"], first["test"], int(first["layer"])) == (result.feature, result.test, result.layer)
     assert float(first["auroc"]) == pytest.approx(result.auroc.value, abs=1e-4)
+    assert float(first["control_high"]) == pytest.approx(result.control.high, abs=1e-4)
+    assert {row["control_high"] for row in rows if row["probe"] == "reader"} == {""}
     assert all(row["recovered"] == "" for row in rows if row["train"] == "B")
 
 
@@ -160,11 +161,21 @@ def test_pictures(scores: list[ProbeScores], tmp_path: Path) -> None:
         "chance",
     ]
     assert picture.limits == (False, 0.0, 1.03)
+    (shown,) = (r for r in results if (r.feature, r.probe, r.train, r.test) == ("state", SUPERVISED, "AE", "BH"))
+    assert [band.colour for band in picture.bands[2]] == [COLOURS["raw"], COLOURS["state"]]  # what is fitted has one
+    assert picture.bands[2][1].high.tolist() == [at.high for at in shown.controls]
+    drawn = picture.matplotlib().axes[2].collections
+    assert [band.get_paths()[0].vertices[:, 1].max() for band in drawn] == [b.high.max() for b in picture.bands[2]]
     axes = heat_figure(results, "made $x$").axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["A →\nA", "A →\nB"]
     assert "raw  lr" in [label.get_text() for label in axes.get_yticklabels()]
     written = {text.get_text() for text in axes.texts}
     assert f"{results[0].auroc.value:.2f}" in written
+    assert {text.get_weight() for text in axes.texts} == {"normal"}  # one axis in six is read by most directions
+    above = replace(results[0], controls=(Control(0.4, 0.5, results[0].auroc.low - 0.01),) * LAYERS)
+    assert above.clears
+    (bold,) = [text for text in heat_figure([above], "").axes[0].texts if text.get_weight() == "bold"]
+    assert bold.get_text() == f"{above.auroc.value:.2f}"
     plot_curves(results, tmp_path / "curves.png", "made")
     plot_heat(results, tmp_path / "heat.png", "made")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("curves.png", "heat.png"))
@@ -182,13 +193,36 @@ def test_too_few_rows_are_named() -> None:
         check_rows(FIT, alike)
 
 
+def test_rows_of_one_question_are_known_by_what_is_asked() -> None:
+    for rows in (TEST, generate("addition", {"test": 50}).splits["test"]):
+        numbers = questions(rows)
+        assert (numbers[::2] == numbers[1::2]).all()  # Alice's and Bob's
+        assert len(set(numbers)) == len(rows) / 2
+    written = made_rows(20)
+    assert len(set(questions(written))) == 20  # their prompts name the character
+    args = {"question": "q", "support": "s"}
+    sciq = [replace(TEST[0], template_args=args | {"answer": answer, "character": "Alice"}) for answer in "ab"]
+    assert len(set(questions(sciq))) == 1
+    results = [replace(TEST[0], template_args={"result": result, "character": "Alice"}) for result in (1, 2)]
+    assert len(set(questions(results))) == 2  # nothing but the answer tells them apart
+
+
+def test_intervals_of_both_contexts_know_of_questions(scores: list[ProbeScores]) -> None:
+    """On `all`, where each question stands twice, the interval is that of clusters."""
+    truth = np.array([row.alice_label for row in TEST])
+    odds = {r.feature: r for r in scores if r.train == "none"}["lens_log_odds"]
+    (result,) = (r for r in score_transfers([odds], TEST) if r.test == "all")
+    assert result.auroc == auroc_estimate(truth, odds.log_odds[odds.layer], np.repeat(np.arange(160), 2))
+    assert result.auroc != auroc_estimate(truth, odds.log_odds[odds.layer])
+
+
 def odd_scores(shift: float) -> ProbeScores:
     """Log-odds of two layers that follow each other, for Bob's rows less so."""
     random = np.random.default_rng(0)
     base = random.standard_normal(len(TEST))
     bob = np.array([row.character == "Bob" for row in TEST])
     odds = np.stack([base, base + 0.1 * random.standard_normal(len(TEST)) + shift * bob])
-    return ProbeScores("raw", "lr", "AE", (0.5, 1.0), odds, (False, False))
+    return ProbeScores("raw", "lr", "AE", (0.5, 1.0), odds, (False, False), (0.5, 0.5), {})
 
 
 def test_anomalies_are_found_where_there_are_any() -> None:
@@ -212,6 +246,6 @@ def test_mahalanobis_is_its_formula() -> None:
 def test_too_few_rows_for_anomalies() -> None:
     with pytest.raises(DataError, match="three rows of AE"):
         detect(
-            ProbeScores("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,)),
+            ProbeScores("raw", "lr", "AE", (1.0,), np.zeros((1, 4)), (False,), (0.5,), {}),
             [row for row in TEST if row.character == "Bob"][:4],
         )

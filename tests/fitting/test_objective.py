@@ -27,9 +27,9 @@ def test_values_and_gradients_equal_autograd(
     z, final, ids, unembedding = _batch(tiny_model, precision)
     objective = FusedObjective(unembedding, loss)
     labels = ids.flatten()
-    target, of_target = objective.target(final, labels if loss == "ce" else None)
+    target, score = objective.target(final, labels if loss == "ce" else None)
     values, gradient, sampled = objective.derivatives(z, target)
-    assert of_target is None
+    assert score is None
     assert sampled is None
     expected_z = z.clone().requires_grad_()
     expected = naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, labels, unembedding)
@@ -53,8 +53,9 @@ def test_chunks_cover_every_token_once(tiny_neox: ModelAdapter, loss: str) -> No
         chunks = list(objective.chunks(forward, ids))
         assert all(len(chunk.hidden[0]) <= chunk_tokens for chunk in chunks)
         assert sum(len(chunk.hidden[0]) for chunk in chunks) == (60 if loss == "kl" else 57)
-        assert [i for chunk in chunks for i in range(chunk.tokens.start, chunk.tokens.stop)] == list(
-            range(3 * objective.targets(20))
+        keep = slice(None) if loss == "kl" else slice(None, -1)
+        assert torch.equal(
+            torch.cat([chunk.hidden[1] for chunk in chunks]), forward.hidden_states[1][:, keep].flatten(0, 1)
         )
         totals.append(
             sum(objective.derivatives(lens.transform_hidden(c.hidden[1], 1), c.target).loss.sum() for c in chunks)
@@ -78,15 +79,15 @@ def test_gradients_for_drawn_labels_equal_autograd(
     tiny_model: ModelAdapter, loss: str, precision: torch.dtype, tolerance: float
 ) -> None:
     z, final, ids, unembedding = _batch(tiny_model, precision)
-    objective = FusedObjective(unembedding, loss, fisher=True)
+    objective = FusedObjective(unembedding, loss)
     drawn = torch.randint(tiny_model.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))
-    target, of_target = objective.target(final, ids.flatten() if loss == "ce" else None)
-    values, gradient, sampled = objective.derivatives(z, target, of_target, naive.draws_of(drawn, z, unembedding))
+    draws = naive.draws_of(drawn, final, unembedding)
+    target, score = objective.target(final, ids.flatten() if loss == "ce" else None, draws)
+    values, gradient, sampled = objective.derivatives(z, target, score)
     plain = objective.derivatives(z, target)
     assert torch.equal(values, plain.loss)
     assert torch.equal(gradient, plain.gradient)
-    expected_z = z.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
+    expected = naive.score(z, final, drawn, unembedding)
     tolerance = max(tolerance, 1e-5) if tiny_model.model_type == "mamba" else tolerance
     torch.testing.assert_close(sampled, expected, rtol=tolerance, atol=tolerance)
     assert (sampled - gradient).norm() > 0.1 * gradient.norm(), (
@@ -106,10 +107,11 @@ def test_the_map_of_the_logits_has_its_derivative(
     assert unembedding.logit_map == adapter.logit_map == (1.0, 1.5)
     unembedding.logit_map = LogitMap(scale, 1.5)
     assert (unembedding(z).abs() > 1).float().mean() > 0.1, "the check needs logits near the cap"
-    objective = FusedObjective(unembedding, loss, fisher=True)
+    objective = FusedObjective(unembedding, loss)
     drawn = torch.randint(adapter.vocab_size, (len(z),), generator=torch.Generator().manual_seed(2))
-    target, of_target = objective.target(final, ids.flatten() if loss == "ce" else None)
-    values, gradient, sampled = objective.derivatives(z, target, of_target, naive.draws_of(drawn, z, unembedding))
+    draws = naive.draws_of(drawn, final, unembedding)
+    target, score = objective.target(final, ids.flatten() if loss == "ce" else None, draws)
+    values, gradient, sampled = objective.derivatives(z, target, score)
     expected_z = z.clone().requires_grad_()
     expected = (
         naive.kl(expected_z, final, unembedding) if loss == "kl" else naive.ce(expected_z, ids.flatten(), unembedding)
@@ -119,19 +121,20 @@ def test_the_map_of_the_logits_has_its_derivative(
     torch.testing.assert_close(
         gradient, torch.autograd.grad(expected.sum(), expected_z)[0], rtol=tolerance, atol=tolerance
     )
-    (of_drawn,) = torch.autograd.grad(naive.ce(expected_z, drawn, unembedding).sum(), expected_z)
+    of_drawn = naive.score(z, final, drawn, unembedding)
     torch.testing.assert_close(sampled, of_drawn, rtol=tolerance, atol=tolerance)
 
 
 def test_drawn_labels_give_the_fisher_information(tiny_model: ModelAdapter) -> None:
-    """Over all labels y, weighted by q[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag q − q qᵀ) U J, the Hessian of KL(q ‖ q')
-    in z'."""
-    z, final, _, unembedding = _batch(tiny_model, torch.float64)
+    """Over all labels y, weighted by p[y]: E[s] = 0, and E[s sᵀ] = Jᵀ Uᵀ (diag p − p pᵀ) U J; where q = p, the Hessian
+    of KL(p ‖ q') in z'."""
+    z, _, _, unembedding = _batch(tiny_model, torch.float64)
     z, labels = z[:1], torch.arange(tiny_model.vocab_size)
-    objective = FusedObjective(unembedding, "kl", fisher=True)
+    objective = FusedObjective(unembedding, "kl")
     every = z.repeat(len(labels), 1)  # (vocab, d_model): one token, once for each label
-    target, of_target = objective.target(final[:1].repeat(len(labels), 1))
-    sampled = objective.derivatives(every, target, of_target, naive.draws_of(labels, every, unembedding)).sampled
+    final = unembedding.normed(every).to(z)  # so that q = p
+    target, score = objective.target(final, draws=naive.draws_of(labels, final, unembedding))
+    sampled = objective.derivatives(every, target, score).sampled
     q = unembedding(z)[0].softmax(-1)
     fisher = sampled.T @ (q[:, None] * sampled)
 
@@ -154,8 +157,9 @@ def test_bfloat16_products_stay_close(tiny_rwkv4: ModelAdapter) -> None:
     drawn = torch.randint(96, (len(z),), generator=torch.Generator().manual_seed(2))
     results = []
     for products in (torch.float32, torch.bfloat16):
-        objective = FusedObjective(unembedding, "kl", products, fisher=True)
-        results.append(objective.derivatives(z, *objective.target(final), naive.draws_of(drawn, z, unembedding)))
+        objective = FusedObjective(unembedding, "kl", products)
+        target, score = objective.target(final, draws=naive.draws_of(drawn, final, unembedding))
+        results.append(objective.derivatives(z, target, score))
     exact, close = results
     assert {tensor.dtype for tensor in close} == {torch.float32}
     torch.testing.assert_close(close.loss, exact.loss, rtol=0.05, atol=0.02)
@@ -185,12 +189,12 @@ def test_nothing_larger_than_a_chunk_is_held(tiny_neox: ModelAdapter, loss: str,
             return out
 
     ids = torch.randint(96, (4, 32))
-    objective = FusedObjective(Unembedding(tiny_neox), loss, chunk_tokens=8, fisher=fisher)
+    objective = FusedObjective(Unembedding(tiny_neox), loss, chunk_tokens=8)
     forward = tiny_neox.forward(ids)
     with Watch():
-        for chunk in objective.chunks(forward, ids):
-            draws = torch.rand(len(chunk.hidden[0])) if fisher else None
-            objective.derivatives(chunk.hidden[0], chunk.target, chunk.expected, draws)
+        draws = torch.rand(4 * objective.targets(32)) if fisher else None
+        for chunk in objective.chunks(forward, ids, draws):
+            objective.derivatives(chunk.hidden[0], chunk.target, chunk.score)
     assert largest == 8 * 96
 
 

@@ -77,7 +77,7 @@ def _targets(rows: RowKernels, logits: Tensor, case: str) -> list[tuple[Target, 
     teacher = (_logits(case, tokens, vocab, seed=1) if case != "near" else logits + 0.1 * torch.randn_like(logits)).to(
         logits
     )
-    normalizers = rows.softmax_(teacher.clone())
+    normalizers = rows.normalizers(teacher)
     labels = torch.randint(vocab, (tokens,), generator=torch.Generator().manual_seed(2)).to(logits.device)
     return [
         (Target(teacher, normalizers), Target(teacher.double(), normalizers.double())),
@@ -107,9 +107,9 @@ def test_the_plain_passes_equal_autograd(loss: str) -> None:
         torch.randn(4, 9).double(),
         torch.tensor([0, 8, 3, 3]),
     )
-    p = teacher.clone()
-    normalizers = PlainRows().softmax_(p)
-    torch.testing.assert_close(p, teacher.softmax(-1), rtol=1e-12, atol=1e-12)
+    p = teacher.softmax(-1)
+    normalizers = PlainRows().normalizers(teacher)
+    torch.testing.assert_close(normalizers, teacher.exp().sum(-1).log(), rtol=1e-12, atol=1e-12)
     target = Target(teacher, normalizers) if loss == "kl" else _one_hot(labels)
     log_q = logits.log_softmax(-1)
     expected = (
@@ -118,8 +118,7 @@ def test_the_plain_passes_equal_autograd(loss: str) -> None:
         else torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     )
     difference = logits.detach().clone()
-    values, samples = PlainRows().difference_(difference, target, None)
-    assert samples is None
+    values = PlainRows().difference_(difference, target)
     torch.testing.assert_close(values, expected.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(difference, torch.autograd.grad(expected.sum(), logits)[0], rtol=1e-12, atol=1e-12)
 
@@ -131,28 +130,25 @@ def test_values(rows: RowKernels, device: torch.device, case: str, shape: tuple[
     size = logits[logits > -1e29].abs().max().item()
     fine = max(1e-5, 1e-7 * size)  # log q is a difference of two numbers of that size, in float32
 
-    probabilities, exact = logits.clone(), logits.double()
-    normalizers, exact_normalizers = rows.softmax_(probabilities), PlainRows().softmax_(exact)
-    assert normalizers.dtype == torch.float32
-    torch.testing.assert_close(normalizers.double(), exact_normalizers, rtol=1e-6, atol=1e-6)
-    _check_rounded(probabilities, exact, fine * exact)
+    exact = logits.double().softmax(-1)
+    exact_normalizers = PlainRows().normalizers(logits.double())
+    centred = logits.clone()
+    again, labels = rows.sample_(centred, torch.rand(len(logits), device=device))
+    for normalizers in (rows.normalizers(logits), again):
+        assert normalizers.dtype == torch.float32
+        torch.testing.assert_close(normalizers.double(), exact_normalizers, rtol=1e-6, atol=1e-6)
+    assert labels.dtype == torch.int64
+    less_one = exact.scatter_add(-1, labels[:, None], -torch.ones_like(exact[:, :1]))
+    _check_rounded(centred, less_one, fine * exact + 2.0**-23 * (less_one < 0))  # float32 of a number near 1
 
-    draws = torch.rand(len(logits), device=device)
     for target, twin in _targets(rows, logits, case):
         before = target.logits.clone()
-        difference, exact_difference, drawn = logits.clone(), logits.double(), logits.clone()
-        loss, samples = rows.difference_(difference, target, None)
-        exact_loss, _ = PlainRows().difference_(exact_difference, twin, None)
+        difference, exact_difference = logits.clone(), logits.double()
+        loss = rows.difference_(difference, target)
+        exact_loss = PlainRows().difference_(exact_difference, twin)
         assert loss.dtype == torch.float32
-        assert samples is None
         torch.testing.assert_close(loss.double(), exact_loss, rtol=1e-5, atol=1e-6 + 1e-7 * size)
         _check_rounded(difference, exact_difference, fine * (2 * exact - exact_difference))  # q + p
-
-        again, samples = rows.difference_(drawn, target, draws)
-        assert torch.equal(again, loss)
-        assert torch.equal(drawn, difference)
-        assert samples is not None
-        assert samples.dtype == torch.int64
         assert torch.equal(target.logits, before), "the target serves every layer"
 
 
@@ -167,16 +163,17 @@ def test_a_broken_row_has_no_loss_and_harms_no_other(
     logits[1, at] = bad
     labels = torch.tensor([1, 2, 3], device=device)
     draws = torch.full((3,), 0.5, device=device)
-    normalizers = rows.softmax_(clean.clone())
-    assert rows.softmax_(logits.clone()).isfinite().tolist() == [True, False, True]
-    in_lens, in_target = Target(clean, normalizers), Target(logits, rows.softmax_(logits.clone()))
+    centred = logits.clone()
+    broken, drawn = rows.sample_(centred, draws)
+    assert ((drawn >= 0) & (drawn < 600)).all(), "it will be an index"
+    assert centred[::2].isfinite().all()
+    for normalizers in (rows.normalizers(logits), broken):
+        assert normalizers.isfinite().tolist() == [True, False, True]
+    in_lens, in_target = Target(clean, rows.normalizers(clean)), Target(logits, broken)
     for ours, target in ((logits, in_lens), (logits, _one_hot(labels)), (clean, in_target)):
         difference = ours.clone()
-        loss, samples = rows.difference_(difference, target, draws)
-        assert loss.isnan().tolist() == [False, True, False]
+        assert rows.difference_(difference, target).isnan().tolist() == [False, True, False]
         assert difference[::2].isfinite().all()
-        assert samples is not None
-        assert ((samples >= 0) & (samples < 600)).all(), "it will be an index"
 
 
 def test_a_target_that_rules_labels_out(rows: RowKernels, device: torch.device) -> None:
@@ -184,9 +181,9 @@ def test_a_target_that_rules_labels_out(rows: RowKernels, device: torch.device) 
     logits, teacher = _logits("common", 2, 300), _logits("common", 2, 300, seed=1)
     teacher[:, 10:] = -1e30
     logits, teacher = logits.to(device), teacher.to(device)
-    normalizers = rows.softmax_(teacher.clone())
-    loss, _ = rows.difference_(logits.clone(), Target(teacher, normalizers), None)
-    exact, _ = PlainRows().difference_(logits.double(), Target(teacher.double(), normalizers.double()), None)
+    normalizers = rows.normalizers(teacher)
+    loss = rows.difference_(logits.clone(), Target(teacher, normalizers))
+    exact = PlainRows().difference_(logits.double(), Target(teacher.double(), normalizers.double()))
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-6)
 
 
@@ -206,11 +203,9 @@ def test_labels_are_drawn_by_inverse_cdf(
     draws = torch.rand(tokens, generator=torch.Generator().manual_seed(3)).to(device)
     draws[0], draws[1] = 2.0**-24, 1 - 2.0**-24
     (_, samples), (_, exact) = (
-        passes.difference_(copy, _one_hot(torch.zeros(tokens, dtype=torch.int64, device=device)), uniform)
+        passes.sample_(copy, uniform)
         for passes, copy, uniform in ((rows, logits.clone(), draws), (PlainRows(), logits.double(), draws.double()))
     )
-    assert samples is not None
-    assert exact is not None
     assert ((samples >= 0) & (samples < vocab)).all()
     ends = logits.double().softmax(-1).cumsum(-1)
     near = ((ends[:, :-1] - draws[:, None].double()).abs() < 1e-5).any(-1)
@@ -222,13 +217,11 @@ def test_labels_are_drawn_by_inverse_cdf(
     assert ((start < draws + 1e-5) & (end > draws - 1e-5)).all()
 
 
-def test_labels_follow_q(rows: RowKernels, device: torch.device) -> None:
+def test_labels_follow_p(rows: RowKernels, device: torch.device) -> None:
     tokens, vocab = 150 if INTERPRETED else 20_000, 7
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(4))
     draws = torch.rand(tokens, generator=torch.Generator().manual_seed(5))
-    labels = torch.zeros(tokens, dtype=torch.int64, device=device)
-    _, samples = rows.difference_(logits.repeat(tokens, 1).to(device), _one_hot(labels), draws.to(device))
-    assert samples is not None
+    _, samples = rows.sample_(logits.repeat(tokens, 1).to(device), draws.to(device))
     expected = tokens * logits.softmax(-1)
     chi_square = ((samples.cpu().bincount(minlength=vocab) - expected).square() / expected).sum()
     assert chi_square < 16.8, "the 99 % quantile for 6 degrees of freedom"
@@ -245,11 +238,11 @@ def test_threads_do_not_change_results(dtype: torch.dtype) -> None:
     try:
         for threads in (1, 2):
             numba.set_num_threads(threads)
-            probabilities = logits.clone()
-            result = [rows.softmax_(probabilities), probabilities]
+            centred = logits.clone()
+            result = [rows.normalizers(logits), *rows.sample_(centred, draws), centred]
             for target, _ in _targets(rows, logits, "common"):
                 difference = logits.clone()
-                result += [*rows.difference_(difference, target, draws), difference]
+                result += [rows.difference_(difference, target), difference]
             results.append(result)
     finally:
         numba.set_num_threads(before)
@@ -317,8 +310,8 @@ def test_more_than_int32_can_count() -> None:
     logits[-1, 7] = 20.0
     tail = logits[-2:].double()
     labels = torch.full((len(logits),), 7, device="cuda")
-    loss, _ = TritonRows().difference_(logits, _one_hot(labels), None)
-    exact, _ = PlainRows().difference_(tail, _one_hot(labels[-2:]), None)
+    loss = TritonRows().difference_(logits, _one_hot(labels))
+    exact = PlainRows().difference_(tail, _one_hot(labels[-2:]))
     torch.testing.assert_close(loss[-2:].double(), exact, rtol=1e-5, atol=1e-5)
     _check_rounded(logits[-2:], tail, 1e-5 * tail.abs())
 

@@ -9,9 +9,7 @@ from torch import Tensor
 
 def kl(z: Tensor, final: Tensor, unembedding: Unembedding) -> Tensor:
     """KL(p ‖ q) per token; z and final are (tokens, d_model), before and after the final norm."""
-    scale, cap = unembedding.logit_map
-    logits = scale * unembedding.unembedding(final)
-    log_p = (logits if cap is None else cap * torch.tanh(logits / cap)).log_softmax(-1)
+    log_p = model_logits(final, unembedding).log_softmax(-1)
     log_q = unembedding(z).log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -21,12 +19,27 @@ def ce(z: Tensor, labels: Tensor, unembedding: Unembedding) -> Tensor:
     return torch.nn.functional.cross_entropy(unembedding(z), labels, reduction="none")
 
 
-def draws_of(labels: Tensor, z: Tensor, unembedding: Unembedding) -> Tensor:
-    """Draws in [0, 1) (tokens) from which the inverse CDF of q, in the order of the labels, makes just these labels
+def model_logits(final: Tensor, unembedding: Unembedding) -> Tensor:
+    """The model's own logits (tokens, vocab) from its normed final states (tokens, d_model)."""
+    scale, cap = unembedding.logit_map
+    logits = scale * unembedding.unembedding(final)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def draws_of(labels: Tensor, final: Tensor, unembedding: Unembedding) -> Tensor:
+    """Draws in [0, 1) (tokens) from which the inverse CDF of p, in the order of the labels, makes just these labels
     (tokens)."""
-    q = unembedding(z).double().softmax(-1)
-    middles = q.cumsum(-1) - q / 2
-    return middles.gather(-1, labels[:, None])[:, 0].to(z.dtype)
+    p = model_logits(final, unembedding).double().softmax(-1)
+    middles = p.cumsum(-1) - p / 2
+    return middles.gather(-1, labels[:, None])[:, 0].to(final.dtype)
+
+
+def score(z: Tensor, final: Tensor, labels: Tensor, unembedding: Unembedding) -> Tensor:
+    """s (tokens, d_model): the gradient at z of logits(z) · (p − e[y]), with p held still."""
+    p = model_logits(final, unembedding).softmax(-1).detach()
+    z = z.detach().requires_grad_()
+    along = p - torch.nn.functional.one_hot(labels, p.shape[-1])
+    return torch.autograd.grad((unembedding(z) * along).sum(), z)[0]
 
 
 def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
