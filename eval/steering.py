@@ -62,8 +62,8 @@ class Config(ModelConfig, ExperimentConfig):
     new_tokens: int = 40
     """Tokens of each."""
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is
-    one."""
+    """Folder or tuned-lens resource of a lens. Default: the one in lenses/ that was fitted last for the model, or the
+    folder named like the model plus -lens."""
     output: Path | None = None
     """Folder of the results. Default: results/steering/MODEL."""
     overwrite: bool = False
@@ -135,7 +135,7 @@ def main(config: Config) -> None:
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
-    lens_name = config.lens or config.lens_beside
+    lens_name = config.lens or config.default_lens
     lens = TunedLens.load(adapter, lens_name) if lens_name else None
     doing("reading the questions")
     contrast = read_contrast(config, adapter)
