@@ -26,6 +26,7 @@ from lens_rnn.elk.templates import templates_of
 from lens_rnn.elk.transfer import check_rows, read_all, score_transfers
 from lens_rnn.files import write_text
 from lens_rnn.intervals import Estimate
+from lens_rnn.processes import refuse_processes
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
 from tqdm import tqdm
@@ -78,6 +79,7 @@ class Config(ModelConfig, FeatureConfig):
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
+    refuse_processes("eval/elk.py")
     processes = start_processes(config)
     for name in config.models:
         check_output(config.output / Path(name).name, config.overwrite)

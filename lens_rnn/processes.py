@@ -13,7 +13,13 @@ from lens_rnn.errors import ConfigError, FitError, LensRNNError
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object, recursively_apply
+from accelerate.utils import (
+    broadcast,
+    broadcast_object_list,
+    gather_object,
+    get_int_from_env,
+    recursively_apply,
+)
 from torch import Tensor
 
 
@@ -139,6 +145,23 @@ class Processes:
         for start in range(0, longest, size):
             part = mine[start : start + size]
             yield (part, len(part)) if len(part) else (rows[:1], 0)
+
+
+def refuse_processes(command: str) -> None:
+    """Refuse to be one of several processes, in a command that does all the work in one: each would do it all and write
+    the same files.
+
+    What launchers say is read before the processes meet, so that none waits for another. Raises ConfigError.
+    """
+    world = get_int_from_env(_WORLD_SIZES, 1)
+    if world > 1:
+        raise ConfigError(
+            f"{command} runs in one process, and this launch has {world}; start it with python, not with a launcher "
+            "of several processes"
+        )
+
+
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, accelerate's
 
 
 def _short(value: Any) -> str:

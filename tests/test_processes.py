@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from lens_rnn.errors import FitError, LensRNNError
-from lens_rnn.processes import Processes
+from lens_rnn.errors import ConfigError, FitError, LensRNNError
+from lens_rnn.processes import Processes, refuse_processes
 from tests.refusals import refusal
 
 import numpy as np
@@ -60,3 +60,13 @@ def test_differences_are_named_once_a_machine_with_hashes_cut_short() -> None:
     assert "process 1 on odd differs from process 0 on main in model (bbbbbbbb…, not aaaaaaaa…)" in message
     assert "process 2" not in message
     OneOf(others=(("main", facts),)).refuse_differences(dict(facts))
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_command_of_one_process_refuses_several_by_its_name(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_processes("eval/x.py")
+    monkeypatch.setenv(variable, "1")
+    refuse_processes("eval/x.py")
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ConfigError, match=r"x\.py runs in one process"):
+        refuse_processes("eval/x.py")

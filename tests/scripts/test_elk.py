@@ -147,6 +147,14 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "result").exists()
 
 
+def test_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
+    done = run_script("eval/elk.py", "--output", tmp_path / "result", WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: eval/elk.py runs in one process, and this launch has 2;")
+    assert not (tmp_path / "result").exists()
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_quirky_model_is_small_and_as_quirky_as_its_card_says(name: str) -> None:
     folder = ROOT / "checkpoints" / name
