@@ -76,7 +76,7 @@ def measure(config: Config, shape: tuple[int, int, int], optimizer: OptimizerNam
         .integers(vocab, size=(config.tokens // config.seq_len, config.seq_len))
         .astype(np.uint16)
     )
-    blocks = TokenBlocks(tokens, np.ones_like(tokens), "random tokens", 1, "0" * 64)
+    blocks = TokenBlocks.of_tokens(tokens, "random tokens")
     stopwatch = Stopwatch(adapter)
     if cuda:
         torch.cuda.reset_peak_memory_stats()

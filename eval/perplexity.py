@@ -10,10 +10,11 @@ Writes aggregate_metrics.json (tuned-lens's schema, bits per byte), per_layer.cs
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import artifacts, cli
 from lens_rnn.activity import doing
-from lens_rnn.data import STDLIB, DataConfig, load_blocks, open_source, unigram_cross_entropy
+from lens_rnn.data import STDLIB, DataConfig, TokenBlocks, load_blocks, open_source, unigram_cross_entropy
 from lens_rnn.drawing import save_picture
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.curves import warn_of_broken
@@ -25,8 +26,21 @@ from lens_rnn.evaluation.results import read_curves
 from lens_rnn.evaluation.statistics import js_between, marginals
 from lens_rnn.evaluation.transfer import layer_transfer
 from lens_rnn.files import write_text
+from lens_rnn.fitting.reference import FILE as REFERENCE
+from lens_rnn.fitting.reference import load_reference
+from lens_rnn.fitting.report import describe_model, measured_report, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
-from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
+from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import check_ranges, whole
+from lens_rnn.run import (
+    ModelConfig,
+    begin_output,
+    check_length,
+    check_output,
+    inputs_read,
+    load_configured_model,
+    start_processes,
+)
 
 from tqdm import tqdm
 from tuned_lens.nn.lenses import Lens
@@ -40,19 +54,21 @@ class Config(ModelConfig):
     """Measure a lens layer by layer on held-out text: cross-entropy, KL from the model, entropy."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is
-    one."""
+    """Folder or tuned-lens resource of a lens. Default: the one in lenses/ that was fitted last for the model, or the
+    folder named like the model plus -lens."""
     data: str = STDLIB
-    """Text, as for train/fit_lens.py; its held-out half is used."""
+    """Text, as for train/fit_lens.py; what is held out of it is measured."""
+    eval_data: str | None = None
+    """Separate text to measure on, named like --data, of which nothing is held out then."""
     data_split: str = "train"
     """Split of a Hub data set from which 1 document in 50 is held out, where it has no validation split of its own."""
     text_field: str = "text"
     """Field of a record that holds the document."""
-    tokens: int | None = None
-    """Held-out tokens. Default: 32,768, or all there are if that is less."""
-    seq_len: int = 256
+    eval_tokens: Annotated[int | None, whole(1)] = None
+    """Held-out tokens to measure on. Default: 32,768, or all there are if that is less."""
+    seq_len: Annotated[int, whole(2)] = 256
     """Tokens in a block: how far back a prediction can look."""
-    micro_batch_size: int = 8
+    micro_batch_size: Annotated[int, whole(1)] = 8
     """Sequences in one forward pass of one process."""
     transfer: bool = False
     """Also read every layer with every other layer's translator: as many readings as layers, squared."""
@@ -66,18 +82,16 @@ class Config(ModelConfig):
     """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size < 1:
-            raise ConfigError(f"micro_batch_size is {self.micro_batch_size}; it must be at least 1")
-        if self.tokens is not None and self.tokens < self.seq_len:
-            raise ConfigError(f"tokens is {self.tokens}, less than one block of seq_len {self.seq_len}; raise it")
+        check_ranges(self)
         self.data_config()
 
     def data_config(self) -> DataConfig:
         return DataConfig(
             data=self.data,
+            eval_data=self.eval_data,
             data_split=self.data_split,
             text_field=self.text_field,
-            eval_tokens=self.tokens,
+            eval_tokens=self.eval_tokens,
             seq_len=self.seq_len,
         )
 
@@ -86,26 +100,31 @@ class Config(ModelConfig):
         return self.output or Path("results") / self.model_name
 
 
-def fitting_data(data: DataConfig, lens: str | None) -> DataConfig:
-    """The text whose token counts make the unigram baseline: the lens's own if it is from the same source, else the
-    default."""
-    fitted_on = artifacts.load(lens).report.data.fit if lens else None
-    if not fitted_on or fitted_on.source != data.data:
-        return data
-    return replace(data, tokens=fitted_on.tokens, seq_len=fitted_on.seq_len, eval_tokens=None)
+def texts_for(data: DataConfig, lens: str | None) -> tuple[DataConfig, DataConfig]:
+    """The text to measure on, and the one whose token counts make the unigram baseline: the lens's own if it is from
+    the same source. A lens that was fitted on all of that is measured on the text that was kept separate."""
+    report = artifacts.load(lens).report if lens else None
+    if not report or report.data.fit.source != data.data:
+        return data, data
+    fitted_on, apart = report.data.fit, report.settings.get("eval_data")
+    counted = replace(data, tokens=fitted_on.tokens, seq_len=fitted_on.seq_len, eval_tokens=None, eval_data=apart)
+    return replace(data, eval_data=data.eval_data or apart), counted
 
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
     processes = start_processes(config)
     check_output(config.folder, config.overwrite)
-    lens = config.lens or config.lens_beside
+    lens = config.lens or config.default_lens
     if config.transfer and not lens:
         raise ConfigError(
-            f"--transfer needs a tuned lens, and there is none beside {config.model}; name one with --lens"
+            f"--transfer needs a tuned lens, and none is named or fitted for {config.model}; name one with --lens"
         )
 
     # Model, lens and data.
+    data, to_count = texts_for(config.data_config(), lens)
+    if processes.is_main:
+        print(inputs_read(config.model, lens, text=data.eval_data or f"{data.data}, what is held out"), flush=True)
     adapter = load_configured_model(config, processes)
     unembedding = Unembedding(adapter)
     lenses: dict[str, Lens] = {"logit": LogitLens(unembedding)}
@@ -113,11 +132,10 @@ def main(config: Config) -> None:
         doing("loading the lens")
         lenses["tuned"] = TunedLens.load(adapter, lens, unembedding)
     doing("reading the text")
-    data = config.data_config()
     source = open_source(data)
     check_length(adapter, config.seq_len)
     blocks = load_blocks(data, "eval", adapter.tokenizer, source)
-    counted = load_blocks(fitting_data(data, lens), "fit", adapter.tokenizer, source)
+    counted = load_blocks(to_count, "fit", adapter.tokenizer, source)
     unigram = unigram_cross_entropy(counted, blocks, adapter.vocab_size)
 
     # Work.
@@ -141,23 +159,35 @@ def main(config: Config) -> None:
     # Report.
     doing("writing the results")
     if processes.is_main:
-        texts = TextsRead(source=config.data, blocks=blocks, counted=counted)
-        table = layer_table(adapter, evaluation, blocks.bits_per_byte)
-        write(config, result(adapter, evaluation, texts, lens, extras), table)
+        texts = TextsRead(source=data.eval_data or data.data, blocks=blocks, counted=counted)
+        write(
+            config,
+            result(adapter, evaluation, texts, lens, extras),
+            layer_table(adapter, evaluation, blocks.bits_per_byte),
+        )
+        measured = measured_report(adapter, evaluation, blocks.bits_per_byte, known_best(adapter, blocks))
+        print(f"measured   {blocks.tokens.size:,} tokens in blocks of {blocks.seq_len}; held out: {blocks.held_out}")
+        print(table(measured, has_lens=bool(lens)))
         print(f"saved to {config.folder}")
     processes.finish()
 
 
-def write(config: Config, measured: EvaluationResult, table: str) -> None:
+def known_best(adapter: ModelAdapter, blocks: TokenBlocks) -> dict[int, float] | None:
+    """KL by layer of the best known translators, where the model's folder has them for these tokens."""
+    if not (Path(adapter.name) / REFERENCE).is_file():  # hashing the weights of a large model takes a while
+        return None
+    return load_reference(adapter, describe_model(adapter, "").weights_sha256, blocks)
+
+
+def write(config: Config, measured: EvaluationResult, csv: str) -> None:
     """All files of the result."""
     begin_output(config.folder, config, config.overwrite, FILES)
     measured.write(config.folder / FILE_NAME)
-    write_text(config.folder / "per_layer.csv", table)
+    write_text(config.folder / "per_layer.csv", csv)
     curves = read_curves(config.folder)
     warn_of_broken([curves])
     for name in ("perplexity.png", "perplexity.html"):
         save_picture(layers_picture(curves), config.folder / name)
-    print(table, end="")
 
 
 if __name__ == "__main__":

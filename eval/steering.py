@@ -19,11 +19,14 @@ from lens_rnn.errors import ConfigError
 from lens_rnn.files import write_json, write_text
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
+from lens_rnn.processes import refuse_processes
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
-from lens_rnn.steering.contrasts import Contrast, behaviour_contrast, next_word_contrast
+from lens_rnn.steering.contrasts import BehaviourConfig, Contrast, behaviour_contrast
 from lens_rnn.steering.experiment import Experiment, ExperimentConfig, run_experiment
 from lens_rnn.steering.generation import generate
-from lens_rnn.steering.pairs import Question, behaviour_file, encode, prompt_text, read_items, read_prompts, tokenise
+from lens_rnn.steering.items import behaviour_file, read_items, read_prompts
+from lens_rnn.steering.next_words import NextWordConfig, next_word_contrast
+from lens_rnn.steering.pairs import Question, encode, prompt_text, tokenise
 from lens_rnn.steering.plots import plot_experiment
 from lens_rnn.steering.report import brief, summary, table, through_the_lens
 
@@ -54,7 +57,10 @@ class Config(ModelConfig, ExperimentConfig):
     pairs: int = 400
     """Pairs that vectors are made from, at most."""
     questions: int = 50
-    """Questions to choose layer and multiplier on, and as many to report on."""
+    """Questions to choose layer and multiplier on, and as many to report on. Of --words half of them before each, one a
+    document as long as documents last."""
+    places: int = 4
+    """Of --words, places of one document that pairs and questions may come from, at most, before each word."""
     capability: int = 50
     """Questions of the MMLU and of the TruthfulQA sample beside a behaviour; 0 for none."""
     generations: int = 3
@@ -62,8 +68,8 @@ class Config(ModelConfig, ExperimentConfig):
     new_tokens: int = 40
     """Tokens of each."""
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens. Default: the folder named like the model plus -lens, where there is
-    one."""
+    """Folder or tuned-lens resource of a lens. Default: the one in lenses/ that was fitted last for the model, or the
+    folder named like the model plus -lens."""
     output: Path | None = None
     """Folder of the results. Default: results/steering/MODEL."""
     overwrite: bool = False
@@ -77,9 +83,18 @@ class Config(ModelConfig, ExperimentConfig):
             raise ConfigError(
                 f"--behaviour {self.behaviour} needs --data: a folder or Hub data set with generate/ and test/"
             )
+        _ = self.contrast_config  # which checks the words, and how many there are of what
         for name, least in (("pairs", 2), ("questions", 2), ("capability", 0), ("generations", 0), ("new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+    @property
+    def contrast_config(self) -> BehaviourConfig | NextWordConfig:
+        """How the questions are read."""
+        sizes: dict[str, Any] = {"pairs": self.pairs, "questions": self.questions, "seed": self.seed}
+        if self.behaviour is None:
+            return NextWordConfig(words=self.words, places=self.places, **sizes)
+        return BehaviourConfig(template=self.template, balance_letters=self.balance_letters, **sizes)
 
     @property
     def folder(self) -> Path:
@@ -88,11 +103,10 @@ class Config(ModelConfig, ExperimentConfig):
 
 def read_contrast(config: Config, adapter: ModelAdapter) -> Contrast:
     """The behaviour, or the demonstration."""
-    sizes: dict[str, Any] = {"pairs": config.pairs, "questions": config.questions, "seed": config.seed}
-    if config.behaviour is None:
-        return next_word_contrast(open_source(DataConfig(data=config.data)), adapter.tokenizer, *config.words, **sizes)
-    words: dict[str, Any] = {"template": config.template, "balance_letters": config.balance_letters}
-    return behaviour_contrast(config.data, config.behaviour, adapter.tokenizer, **words, **sizes)
+    settings = config.contrast_config
+    if isinstance(settings, NextWordConfig):
+        return next_word_contrast(open_source(DataConfig(data=config.data)), adapter.tokenizer, settings)
+    return behaviour_contrast(config.data, str(config.behaviour), adapter.tokenizer, settings)
 
 
 def read_further(
@@ -130,12 +144,13 @@ def written(
 
 def main(config: Config) -> None:
     cli.log_to_terminal(config.verbose)
+    refuse_processes("eval/steering.py")
     processes = start_processes(config)
     check_output(config.folder, config.overwrite)
 
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
-    lens_name = config.lens or config.lens_beside
+    lens_name = config.lens or config.default_lens
     lens = TunedLens.load(adapter, lens_name) if lens_name else None
     doing("reading the questions")
     contrast = read_contrast(config, adapter)

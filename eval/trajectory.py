@@ -8,17 +8,26 @@ Writes trajectory.html (point at a cell for its likeliest tokens), trajectory.pn
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.drawing import save_page, save_png
-from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.evaluation.trajectory import FORMAT, named, predict
 from lens_rnn.evaluation.trajectory_plots import html_figure, png_figure
 from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.ranges import whole
 from lens_rnn.reports import write_report
-from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
+from lens_rnn.run import (
+    ModelConfig,
+    begin_output,
+    check_output,
+    check_text,
+    inputs_read,
+    load_configured_model,
+    start_processes,
+)
 
 TEXT = (
     'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n        return '
@@ -33,15 +42,15 @@ class Config(ModelConfig):
     """See what a model believes at each layer and token of a text."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens, or "logit" for the logit lens. Default: the folder named like the model
-    plus -lens, or else the logit lens."""
+    """Folder or tuned-lens resource of a lens, or "logit" for the logit lens. Default: the one in lenses/ that was
+    fitted last for the model, or the folder named like the model plus -lens, or else the logit lens."""
     text: str = TEXT
     """What the model reads."""
     statistic: str = "entropy"
     """What the colours say: entropy, ce, kl, rank or probability."""
-    stride: int = 1
+    stride: Annotated[int, whole(1)] = 1
     """Show every so many-th layer."""
-    top_k: int = 20
+    top_k: Annotated[int, whole(1)] = 20
     """Tokens a cell in trajectory.json."""
     output: Path = Path("results/trajectory")
     """Folder of the results."""
@@ -52,8 +61,7 @@ class Config(ModelConfig):
 
     def __post_init__(self) -> None:
         named(self.statistic)
-        if not self.text:
-            raise ConfigError("--text is empty; give the model something to read")
+        check_text(self.text)
 
 
 def main(config: Config) -> None:
@@ -61,15 +69,14 @@ def main(config: Config) -> None:
     processes = start_processes(config)
     check_output(config.output, config.overwrite)
 
-    # Model, lens and text.
+    # Model and lens.
+    name = config.lens or config.default_lens or "logit"
+    print(inputs_read(config.model, None if name == "logit" else name, text=f"{config.text[:60]!r}"), flush=True)
     adapter = load_configured_model(config, processes)
-    name = config.lens or config.lens_beside or "logit"
     lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
-    doing("reading the text")
-    ids = adapter.tokenizer(config.text)["input_ids"]
-
     # Work.
-    trajectory = predict(adapter, lens, ids, top_k=config.top_k, stride=config.stride)
+    doing("reading the text")
+    trajectory = predict(adapter, lens, config.text, top_k=config.top_k, stride=config.stride)
 
     # Report.
     doing("writing the results")

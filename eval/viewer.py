@@ -29,8 +29,8 @@ class Config(ModelConfig):
     """See in a browser what a model believes at each layer and token of a text."""
 
     lens: str | None = None
-    """Folder or tuned-lens resource of a lens for --model. Default: the folder named like the model plus -lens, if
-    there is one. The logit lens is always there."""
+    """Folder or tuned-lens resource of a lens for --model. Default: the one in lenses/ that was fitted last for the
+    model, or the folder named like the model plus -lens. The logit lens is always there."""
     text: str = TEXT
     """What the page opens on."""
     host: str = "127.0.0.1"
@@ -48,7 +48,7 @@ class Config(ModelConfig):
     @property
     def choices(self) -> dict[str, Choice]:
         """The model that was named, then the demo models."""
-        lens = self.lens or self.lens_beside
+        lens = self.lens or self.default_lens
         named = Choice(model=self.model, lenses={Path(lens).name: lens} if lens else {})
         return {self.model_name: named} | {
             name: choice for name, choice in shipped(CHECKPOINTS).items() if name != self.model_name

@@ -10,6 +10,7 @@ and .html, and views.json.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
@@ -18,8 +19,17 @@ from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader, visible
 from lens_rnn.lens import LogitLens, TunedLens
 from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import MOST, whole
 from lens_rnn.reports import write_report
-from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
+from lens_rnn.run import (
+    ModelConfig,
+    begin_output,
+    check_output,
+    check_text,
+    inputs_read,
+    load_configured_model,
+    start_processes,
+)
 from lens_rnn.views.attention import hidden_attention
 from lens_rnn.views.attention_pictures import attention_html, attention_png
 from lens_rnn.views.relevance import METHODS, Explained, Method, Relevance, relevance, relevance_models
@@ -46,18 +56,18 @@ class Config(ModelConfig):
     """Text of the token whose logit is explained, its leading space included. Default: the likeliest one."""
     against: str | None = None
     """Text of a token whose logit is subtracted."""
-    position: int = -1
+    position: Annotated[int, whole(-MOST)] = -1
     """Which token of the text the logit is read at: from 0, or from the end if negative."""
-    layer: int | None = None
+    layer: Annotated[int | None, whole()] = None
     """Explain what a lens reads at this layer in place of the model's own logit."""
     lens: str | None = None
-    """Folder or tuned-lens resource of that lens, or "logit" for the logit lens. Default: the folder named like the
-    model plus -lens, or else the logit lens."""
+    """Folder or tuned-lens resource of that lens, or "logit" for the logit lens. Default: the one in lenses/ that was
+    fitted last for the model, or the folder named like the model plus -lens, or else the logit lens."""
     method: Method = "lrp"
     """lrp for MambaLRP, gradient for plain gradient × input."""
-    layers: tuple[int, ...] | None = None
+    layers: Annotated[tuple[int, ...] | None, whole()] = None
     """Layers of the hidden attention. Default: all."""
-    units: tuple[int, ...] | None = None
+    units: Annotated[tuple[int, ...] | None, whole()] = None
     """Channels (Mamba-1, RWKV-4) or heads (Mamba-2, RWKV-5 to 7) to average over. Default: all."""
     output: Path = Path("results/views")
     """Folder of the results."""
@@ -67,10 +77,16 @@ class Config(ModelConfig):
     """Show also the versions, what is being done, and what the libraries underneath say."""
 
     def __post_init__(self) -> None:
-        if not self.text:
-            raise ConfigError("--text is empty; give the model something to read")
+        check_text(self.text)
+        for flag, word in (("--token", self.token), ("--against", self.against)):
+            if word is not None:
+                check_text(word, flag)
         if self.method not in METHODS:
             raise ConfigError(f"method {self.method!r} is unknown; choose {' or '.join(METHODS)}")
+
+    @property
+    def lens_name(self) -> str:
+        return self.lens or self.default_lens or "logit"
 
 
 def main(config: Config) -> None:
@@ -79,6 +95,8 @@ def main(config: Config) -> None:
     check_output(config.output, config.overwrite)
 
     # Model and text.
+    lens = None if config.layer is None or config.lens_name == "logit" else config.lens_name
+    print(inputs_read(config.model, lens, text=f"{config.text[:60]!r}"), flush=True)
     adapter = load_configured_model(config, processes)
     explainable = adapter.model_type in relevance_models()
     if not explainable and (config.token, config.against, config.layer) != (None, None, None):
@@ -122,7 +140,7 @@ def explain(config: Config, adapter: ModelAdapter, ids: list[int]) -> Relevance:
     """The relevance that the configuration asks for."""
     lens: Lens | None = None
     if config.layer is not None:
-        name = config.lens or config.lens_beside or "logit"
+        name = config.lens_name
         lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
     token, against = (None if word is None else one_token(adapter, word) for word in (config.token, config.against))
     explained = Explained(token=token, against=against, position=config.position, layer=config.layer)

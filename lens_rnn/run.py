@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
 from lens_rnn.errors import ConfigError
+from lens_rnn.fitted import default_lens
 from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.processes import Processes
+from lens_rnn.ranges import THREADS
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +38,7 @@ class ModelConfig:
     """Number format of the model. Default: float32 on a CPU, the checkpoint's own elsewhere."""
     device: str | None = None
     """cpu or cuda. Default: a GPU where there is one."""
-    threads: int | None = None
+    threads: Annotated[int | None, THREADS] = None
     """CPU threads of each process. Default: the cores of this machine divided by its processes."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
@@ -48,10 +50,9 @@ class ModelConfig:
         return name.removesuffix(".pth").removesuffix(".safetensors")
 
     @property
-    def lens_beside(self) -> str | None:
-        """The folder of the same name with -lens at its end, where there is one."""
-        beside = Path(f"{self.model.rstrip('/')}-lens")
-        return str(beside) if beside.is_dir() else None
+    def default_lens(self) -> str | None:
+        """The lens that was fitted last for the model, or else the one beside it, where there is one."""
+        return default_lens(self.model, self.revision)
 
 
 def start_processes(config: ModelConfig, tracker: str | None = None) -> Processes:
@@ -84,6 +85,24 @@ def load_configured_model(config: ModelConfig, processes: Processes, to_be_shard
         tokenizer=config.tokenizer,
         trust_remote_code=config.trust_remote_code,
     )
+
+
+def inputs_read(model: str, lens: str | None, **texts: str) -> str:
+    """What a command reads, as lines to print before it starts. lens: None for the logit lens. texts: what is read, by
+    what it is called."""
+    read = {"model": model, "lens": "logit (no other is named, or fitted for this model)" if lens is None else lens}
+    return "\n".join(f"{name:<10} {value}" for name, value in (read | texts).items())
+
+
+def check_text(text: str, flag: str = "--text") -> None:
+    """Raises ConfigError where a text is empty, or holds what is no character: a terminal's bytes that are not
+    UTF-8."""
+    if not text:
+        raise ConfigError(f"{flag} is empty; give the model something to read")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{flag} is {text!a:.40}, which is not UTF-8; give it in that encoding") from None
 
 
 def check_length(adapter: ModelAdapter, seq_len: int) -> None:

@@ -39,6 +39,7 @@ LEAVES: dict[str, set[str]] = {
     "ranges": {"errors"},
     "reports": {"errors", "files"},
     "fit_report": {"errors"},
+    "fitted": {"errors", "files"},
 }
 RESULTS = [
     f"evaluation.{name}"

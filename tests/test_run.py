@@ -1,6 +1,7 @@
 """What scripts share once a model is named: which outputs may be taken, what is deleted, and what is not loaded."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,11 +81,35 @@ def test_outputs_are_named_after_the_model(model: str, name: str) -> None:
     assert ModelConfig(model=model).model_name == name
 
 
-def test_the_lens_beside_a_model_is_found(tmp_path: Path) -> None:
+def test_the_default_lens_is_the_last_fitted_or_the_one_beside_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = ModelConfig(model=f"{tmp_path}/model/")
-    assert config.lens_beside is None
+    assert config.default_lens is None
     (tmp_path / "model-lens").mkdir()
-    assert config.lens_beside == f"{tmp_path}/model-lens"
+    assert config.default_lens == f"{tmp_path}/model-lens"
+    (tmp_path / "lenses" / "mine").mkdir(parents=True)
+    (tmp_path / "lenses" / "mine" / "fit.json").write_text(json.dumps({"model": {"name": config.model}}))
+    assert config.default_lens == "lenses/mine"
+
+
+def test_what_is_read_is_a_line_each() -> None:
+    assert run.inputs_read("a/model", "lenses/a", text="python-stdlib").splitlines() == [
+        "model      a/model",
+        "lens       lenses/a",
+        "text       python-stdlib",
+    ]
+    assert "lens       logit" in run.inputs_read("a/model", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"), [("", "--token is empty"), ("caf\udce9", "--token is 'caf\\udce9', which is no")]
+)
+def test_text_that_cannot_be_read(text: str, word: str) -> None:
+    run.check_text("café", "--token")
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        run.check_text(text, "--token")
 
 
 @pytest.mark.parametrize(

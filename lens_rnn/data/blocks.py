@@ -1,9 +1,10 @@
 """Packed blocks of tokens, with the bytes that each token stands for."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,6 +32,12 @@ class TokenBlocks:
     the commit."""
     held_out: str = ""
     """What of the source is held out, in words."""
+
+    @classmethod
+    def of_tokens(cls, tokens: np.ndarray, source: str = "tokens without a text") -> Self:
+        """Blocks that no text stands behind, (blocks, seq_len), each token taken for a byte."""
+        digest = hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
+        return cls(tokens, np.ones(tokens.shape, dtype=np.uint32), source, 0, digest)
 
     def __len__(self) -> int:
         return len(self.tokens)

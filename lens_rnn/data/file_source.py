@@ -47,10 +47,9 @@ class FileSource(Source):
 
     def documents(self, role: Role | None) -> Iterator[Document]:
         if role is None:
-            texts = (piece.text for piece in self._pieces() if piece.text)
+            yield from (Document(piece.text, piece.text) for piece in self._pieces() if piece.text)
         else:
-            texts = texts_of_half(self._pieces(), self.split, role)
-        yield from (Document(text, text) for text in texts)
+            yield from (Document(text, text) for text in texts_of_half(self._pieces(), self.split, role))
 
     def _pieces(self) -> Iterator[Piece]:
         number = 0

@@ -129,7 +129,7 @@ def _cut(packed: "_Packed", seq_len: int, name: str) -> TokenBlocks:
     kept = max(0, packed.n_tokens - packed.gap(seq_len)) // seq_len
     tokens, sizes = (array[: kept * seq_len].reshape(kept, seq_len) for array in (packed.tokens, packed.token_bytes))
     origin = packed.meta["identity"]["identity"]
-    digest = hashlib.sha256(tokens).hexdigest()
+    digest = hashlib.sha256(tokens.data).hexdigest()
     return TokenBlocks(tokens, sizes, name, packed.meta["n_documents"], digest, origin, packed.meta["held_out"])
 
 
@@ -142,7 +142,7 @@ def _draw(blocks: TokenBlocks, count: int, from_everywhere: bool) -> TokenBlocks
     if from_everywhere:
         rows = np.sort(np.random.default_rng(0).permutation(len(blocks))[:count])
     tokens, sizes = blocks.tokens[rows], blocks.token_bytes[rows]
-    return replace(blocks, tokens=tokens, token_bytes=sizes, sha256=hashlib.sha256(tokens).hexdigest())
+    return replace(blocks, tokens=tokens, token_bytes=sizes, sha256=hashlib.sha256(tokens.data).hexdigest())
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:

@@ -50,8 +50,8 @@ def is_held_out(key: str) -> bool:
 
 
 def choose_split(pieces: Iterable[Piece]) -> Split:
-    """By a hash of documents if those are enough and not too much of the text, else its last tenth, which begins after a
-    space or line end where there is one in the 64 characters before."""
+    """By a hash of documents if those are enough and not too much of the text, else its last tenth, which begins after
+    a space or line end where there is one in the 64 characters before."""
     total = held = 0
     for piece, is_held in _hashed(pieces):
         total += len(piece.text)

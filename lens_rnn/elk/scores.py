@@ -47,6 +47,20 @@ class Area(NamedTuple):
     units: np.ndarray
     """How many clusters hold positives, and negatives, (2)."""
 
+    @property
+    def extreme(self) -> bool:
+        """Whether at most one row of the rarer class is in the wrong order, or in the right one: the sample then says
+        little of its own variance."""
+        return bool(min(self.value, 1 - self.value) * self.units.min() <= _FEW)
+
+    @property
+    def unseen(self) -> float:
+        """By how much the variance is less than that of a share with two hits and two misses more (Agresti & Coull
+        1998), where the area is extreme; else 0."""
+        trials = self.units.min() + 4
+        share = (self.value * self.units.min() + 2) / trials
+        return max(0.0, float(share * (1 - share) / trials - self.errors @ self.errors)) if self.extreme else 0.0
+
 
 def area(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, count: int) -> Area:
     """AUROC of scores (rows), whose rows belong to `clusters` (rows), whole numbers below `count`. NaN throughout if a
@@ -69,9 +83,8 @@ def area(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, count: in
 def auroc_estimate(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray | None = None) -> Estimate:
     """AUROC, and its interval: Student's t on the log-odds, with Satterthwaite's degrees of freedom.
 
-    Where at most one row of the rarer class is in the wrong order, or in the right one, the sample says little of its
-    own variance: there the interval is at least Clopper and Pearson's for as many trials as there are clusters with
-    rows of that class, which holds whatever the distributions.
+    Where the area is extreme the interval is at least that of Clopper and Pearson for as many trials as there are
+    clusters with rows of the rarer class, which holds whatever the distributions.
 
     clusters: (rows) the cluster of each row, any labels; by default each is its own.
     """
@@ -84,8 +97,7 @@ def auroc_estimate(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray 
     if error > 0 and 0 < value < 1 and trials > 1:
         reach = quantile([measured], [1.0]) * error / (value * (1 - value))
         inner = expit(logit(value) + np.array([-reach, reach]))
-        extreme = min(value, 1 - value) * trials <= _FEW
-        low, high = (min(low, inner[0]), max(high, inner[1])) if extreme else inner
+        low, high = (min(low, inner[0]), max(high, inner[1])) if measured.extreme else inner
     return Estimate(value, float(low), float(high))
 
 
@@ -99,11 +111,13 @@ def ratio_estimate(probe: Area, floor: Area, ceiling: Area) -> Estimate:
     ratio = over / under
     a, b = probe.errors - floor.errors, ceiling.errors - floor.errors
     squared = quantile([probe, floor, ceiling], [1.0, 1 - ratio, ratio]) ** 2
-    curvature = under**2 - squared * (b @ b)
+    in_over, in_under, in_both = a @ a + probe.unseen, b @ b + ceiling.unseen, a @ b  # variances, covariance
+    in_over, in_under, in_both = (part + floor.unseen for part in (in_over, in_under, in_both))
+    curvature = under**2 - squared * in_under
     if not curvature > 0:
         return NOTHING
-    middle = over * under - squared * (a @ b)
-    spread = np.sqrt(max(0.0, middle**2 - curvature * (over**2 - squared * (a @ a))))
+    middle = over * under - squared * in_both
+    spread = np.sqrt(max(0.0, middle**2 - curvature * (over**2 - squared * in_over)))
     return Estimate(ratio, float((middle - spread) / curvature), float((middle + spread) / curvature))
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation.metrics import TokenSpan, log_predictions, token_spans
 from lens_rnn.models import ModelAdapter
-from lens_rnn.models.inputs import one_text, whole_numbers
+from lens_rnn.models.inputs import OneText, one_text, whole_numbers
 
 import numpy as np
 import torch
@@ -142,14 +142,14 @@ def named(statistic: str) -> Statistic:
 def predict(
     adapter: ModelAdapter,
     lens: Lens,
-    input_ids: Tensor | Sequence[int],
+    input_ids: OneText,
     targets: Tensor | Sequence[int] | None = None,
     *,
     top_k: int = 20,
     stride: int = 1,
 ) -> Trajectory:
-    """Read one text, input_ids (tokens), at every layer that is not trivial, or every `stride`-th of them, and at the
-    model's output.
+    """Read one text or its token ids (tokens), at every layer that is not trivial, or every `stride`-th of them, and at
+    the model's output.
 
     targets (tokens): what each position should predict, NO_TARGET for nothing; by default the next token. Logits are
     held for a few hundred tokens and one layer at a time.

@@ -1,7 +1,7 @@
 """What the settings of a fit come to for some model, data, device and processes: resolved once, then printed, followed
 by the loop, and kept in fit.json."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 from typing import Any
@@ -28,7 +28,9 @@ class Plan:
     """A fit, as it will be done. `make_plan` makes it."""
 
     config: FitConfig
-    """The settings as they were given."""
+    """The settings as they were given, but for a batch that has more blocks than there are."""
+    batch_asked: int
+    """The batch size that was given."""
     blocks: int
     seq_len: int
     passes: int
@@ -91,6 +93,7 @@ class Plan:
             "dtype": str(self.dtype).removeprefix("torch."),
             "tokens": self.tokens,
             "passes": self.passes,
+            "batch_size": self.config.batch_size,
             "checkpoint_every": self.config.checkpoint_every,
         }
 
@@ -114,11 +117,15 @@ def make_plan(
         raise ConfigError(
             f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple"
         )
-    if len(blocks) < config.batch_size:
-        raise FitError(
-            f"{len(blocks)} blocks of {blocks.seq_len} tokens are less than one batch of {config.batch_size}; lower "
-            "--batch-size"
-        )
+    batch_asked = config.batch_size
+    if len(blocks) < batch_asked:
+        most = len(blocks) // processes.world * processes.world
+        if not most:
+            raise FitError(
+                f"{len(blocks)} blocks of {blocks.seq_len} tokens are too few for {processes.world} processes; give "
+                "more text, or take fewer processes"
+            )
+        config = replace(config, batch_size=most)
     if not adapter.fitted_layers:
         raise FitError(
             f"{adapter.name} has one layer, whose hidden state is the model's own prediction: there is nothing to fit"
@@ -144,6 +151,7 @@ def make_plan(
     needed = memory(optimizer, has_start=needs_moments)
     return Plan(
         config=config,
+        batch_asked=batch_asked,
         blocks=len(blocks),
         seq_len=blocks.seq_len,
         passes=config.passes or max(1, min(MOST_PASSES, SEEN_TOKENS // (len(blocks) * blocks.seq_len))),
@@ -179,12 +187,15 @@ def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> lis
         f"fit        {len(adapter.fitted_layers)} translators, {plan.steps} steps of {config.batch_size} × "
         f"{plan.seq_len} tokens, {config.loss}, {config.optimizer}{rate}, {config.start} start, "
         f"products in {plan.products}",
+        f"held out   {blocks.held_out or 'not known'}",
         f"processes  {plan.world} on {plan.device.type}, {torch.get_num_threads()} threads each; "
         f"{plan.micro_batch_tokens:,} tokens a forward pass, logits of {plan.chunk_tokens:,} tokens at a time",
         f"memory     {_bytes(memory.needed)} at most: {lasting};"
         + (f" during the start also {start};" if start else "")
         + f" in a step also {step}",
     ]
+    if config.batch_size < plan.batch_asked:
+        lines.append(f"note       a batch is {config.batch_size} blocks, all there are, in place of {plan.batch_asked}")
     if plan.memory_there and memory.needed > plan.memory_there:
         lines.append(
             f"warning    that is more than the {_bytes(plan.memory_there)} there are; a lower --micro-batch-size or "

@@ -2,8 +2,10 @@
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
+from math import nan
+from types import MappingProxyType
 from typing import Any
 
 from lens_rnn import artifacts
@@ -102,34 +104,12 @@ def fit_report(
 ) -> FitReport:
     """The certificate of a fit. settings: as they were resolved. reference: KL of the best known translators, by
     layer."""
-    factor = eval_blocks.bits_per_byte
-    logit, tuned = evaluation.lenses["logit"], evaluation.lenses["tuned"]
-    kl = {i: tuned[i].kl for i in tuned}
-    return FitReport(
+    measured = measured_report(adapter, evaluation, eval_blocks.bits_per_byte, reference, result.start)
+    return replace(
+        measured,
         model=model,
         settings=settings,
         data=FitData(fit=describe_data(fit_blocks), eval=describe_data(eval_blocks)),
-        units=Units(bits_per_byte_per_nat=factor),
-        baselines=Baselines(
-            uniform_ce=evaluation.uniform_ce * factor,
-            unigram_ce=None if evaluation.unigram_ce is None else evaluation.unigram_ce * factor,
-            model_ce=evaluation.model.ce * factor,
-        ),
-        layers={
-            i: LayerReport(
-                depth=adapter.depth(i),
-                fitted=i not in adapter.trivial_layers,
-                kl_logit=logit[i].kl,
-                kl_start=result.start.get(i, LayerStart()).kl,
-                kl_tuned=kl[i],
-                kl_reference=reference.get(i) if reference else None,
-                ce_logit=logit[i].ce * factor,
-                ce_tuned=tuned[i].ce * factor,
-                start=result.start.get(i),
-            )
-            for i in range(adapter.n_layers)
-        },
-        distance_to_reference=distance(kl, reference, adapter.fitted_layers) if reference else None,
         training_loss=TrainingLoss(layers=adapter.fitted_layers, steps=tuple(map(tuple, result.history))),
         run=RunFacts(
             processes=processes.world,
@@ -142,10 +122,52 @@ def fit_report(
     )
 
 
-def table(report: FitReport) -> str:
-    """The certificate for people: per layer, KL before and after, and cross-entropy beside the baselines."""
-    rows, fitted = report.layers.values(), report.training_loss.layers
-    columns = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in rows)]
+def measured_report(
+    adapter: ModelAdapter,
+    evaluation: Evaluation,
+    bits_per_byte: float,
+    reference: Mapping[int, float] | None = None,
+    start: Mapping[int, LayerStart] = MappingProxyType({}),
+) -> FitReport:
+    """What of a fit's report is measured on held-out text, for which no fit is needed: layers, baselines, and the
+    distance to the reference. bits_per_byte: of a nat a token. Without a tuned lens its figures are NaN."""
+    logit, tuned = evaluation.lenses["logit"], evaluation.lenses.get("tuned")
+    return FitReport(
+        units=Units(bits_per_byte_per_nat=bits_per_byte),
+        baselines=Baselines(
+            uniform_ce=evaluation.uniform_ce * bits_per_byte,
+            unigram_ce=None if evaluation.unigram_ce is None else evaluation.unigram_ce * bits_per_byte,
+            model_ce=evaluation.model.ce * bits_per_byte,
+        ),
+        layers={
+            i: LayerReport(
+                depth=adapter.depth(i),
+                fitted=i not in adapter.trivial_layers,
+                kl_logit=logit[i].kl,
+                kl_start=start.get(i, LayerStart()).kl,
+                kl_tuned=tuned[i].kl if tuned else nan,
+                kl_reference=reference.get(i) if reference else None,
+                ce_logit=logit[i].ce * bits_per_byte,
+                ce_tuned=tuned[i].ce * bits_per_byte if tuned else nan,
+                start=start.get(i),
+            )
+            for i in range(adapter.n_layers)
+        },
+        distance_to_reference=distance({i: tuned[i].kl for i in tuned}, reference, adapter.fitted_layers)
+        if reference and tuned
+        else None,
+    )
+
+
+def table(report: FitReport, has_lens: bool = True) -> str:
+    """The certificate for people: per layer, KL before and after, and cross-entropy beside the baselines. has_lens:
+    whether there is a tuned lens in it."""
+    rows, fitted = report.layers.values(), [i for i, row in report.layers.items() if row.fitted]
+    columns = [
+        name
+        for name in _COLUMNS
+        if any(getattr(row, name) is not None for row in rows) and (has_lens or not name.endswith("_tuned"))
+    ]
     groups = [(title, sum(name.startswith(kind) for name in columns)) for kind, title in _GROUPS.items()]
     lines = [
         " " * 12 + "".join(f"{title:>{12 * n}}" for title, n in groups),

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 
 from lens_rnn.errors import ConfigError, DataError
 
@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from lens_rnn.models.adapter import ModelAdapter
 
 
-def one_text(adapter: "ModelAdapter", input_ids: Tensor | np.ndarray | Sequence[int]) -> Int64[Tensor, "1 tokens"]:
-    """Token ids of one text on the model's device.
+OneText: TypeAlias = str | Tensor | np.ndarray | Sequence[int]
+"""What functions that read one text take: the text itself, or its token ids, (tokens) or (1, tokens)."""
 
-    Raises DataError for no tokens, more than the model can read, several texts, or ids that the model does not have.
+
+def one_text(adapter: "ModelAdapter", text: OneText) -> Int64[Tensor, "1 tokens"]:
+    """Token ids of one text on the model's device. A text is given to the model's tokenizer as it is.
+
+    Raises DataError for no tokens, more than the model can read, several texts, ids that the model does not have, or
+    text that has no UTF-8; ModelError for text where the model has no tokenizer.
     """
-    ids = whole_numbers(input_ids, "token ids")
+    if isinstance(text, str):
+        text = _ids_of(adapter, text)
+    if isinstance(text, Tensor | np.ndarray) and text.ndim == 2 and len(text) == 1:
+        text = text[0]
+    ids = whole_numbers(text, "token ids")
     if not len(ids):
         raise DataError("the text has no tokens; give at least one")
     if not (int(ids.min()) >= 0 and int(ids.max()) < adapter.vocab_size):
@@ -32,6 +41,14 @@ def one_text(adapter: "ModelAdapter", input_ids: Tensor | np.ndarray | Sequence[
             f"the text has {len(ids)} tokens, and {adapter.name} reads at most {adapter.longest_sequence}; shorten it"
         )
     return ids[None].to(adapter.device)
+
+
+def _ids_of(adapter: "ModelAdapter", text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text holds {text[error.start]!a}, which is no character; leave it out") from None
+    return list(adapter.tokenizer(text)["input_ids"])
 
 
 def whole_numbers(values: Tensor | np.ndarray | Sequence[int], name: str) -> Int64[Tensor, " values"]:

@@ -1,36 +1,23 @@
 """What a steering experiment is made of: pairs for the vectors, questions to choose layer and multiplier on, and others
-to report on."""
+to report on. Here from contrastive questions of a behaviour."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.data import Role, Source
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.steering.pairs import (
-    Item,
-    Pair,
-    Question,
-    balanced,
-    behaviour_file,
-    read_items,
-    swapped,
-    tokenise,
-    warn_of_letters,
-)
+from lens_rnn.steering.clusters import stem, with_clusters, words_of
+from lens_rnn.steering.items import Item, balanced, behaviour_file, read_items, swapped, warn_of_letters
+from lens_rnn.steering.pairs import Pair, Question, tokenise
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-MOST_DOCUMENTS = 5_000
-"""Looked through for places; a source on the Hub has no end."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """The data of one experiment. No question of `validation` or `test` is in the pairs."""
+    """The data of one experiment. No question of `validation` or `test` is in the pairs, and none in both."""
 
     name: str
     pairs: Sequence[Pair]
@@ -39,138 +26,89 @@ class Contrast:
     swapped: Sequence[Question] = ()
     """The test questions with their options exchanged, where they have letters: an effect on the letter alone is
     reversed on them."""
+    left_out: Sequence[str] = ()
+    """What the test set asks and the pairs or the validation questions ask too: it is in no part but those."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Where it is from, for the report and the vectors' metadata."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BehaviourConfig:
+    """How the questions of a behaviour are read and shared out."""
+
+    template: str = "plain"
+    """What stands before an answer: a name of TEMPLATES, "tokenizer", or a text with {question} in it."""
+    balance_letters: bool = False
+    """Every item of the pairs twice, once with its options swapped."""
+    pairs: int | None = None
+    """At most so many items for the pairs; None for all."""
+    questions: int = 50
+    """Validation questions, and at most as many test questions."""
+    seed: int = 0
+    """Of the order of the items."""
+
+    def __post_init__(self) -> None:
+        if self.questions < 1 or (self.pairs is not None and self.pairs < 1):
+            raise ConfigError(f"questions is {self.questions} and pairs {self.pairs}; each must be at least 1")
+
+
 def behaviour_contrast(
-    source: str,
-    behaviour: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    template: str = "plain",
-    balance_letters: bool = False,
-    pairs: int | None = None,
-    questions: int = 50,
-    seed: int = 0,
+    source: str, behaviour: str, tokenizer: PreTrainedTokenizerBase, config: BehaviourConfig | None = None
 ) -> Contrast:
     """A behaviour of a folder or a Hub data set, or a JSON file of the same format if `behaviour` ends in .json.
 
-    Vectors come from the generate set less `questions` items, on which layer and multiplier are chosen; the report is
-    on the test set. A single file gives all three. pairs: at most so many pairs.
+    Vectors come from the generate set less config.questions items, on which layer and multiplier are chosen; the report
+    is on the test set. A single file gives all three. An item that asks what another part asks, in the same words, is
+    in one of them only, and left out of the test set first. Questions of one stem are one cluster.
 
     Raises DataError if the file is missing, malformed, or has too few items.
     """
+    config = config or BehaviourConfig()
     alone = behaviour.endswith(".json")
     items = read_items(Path(behaviour).expanduser() if alone else behaviour_file(source, behaviour, "generate"))
-    needed = questions * (2 if alone else 1) + 1
+    needed = config.questions * (2 if alone else 1) + 1
     if len(items) < needed:
         raise DataError(
-            f"{behaviour} has {len(items)} items, and {needed} are needed to hold {questions} questions out; lower "
-            "--questions"
+            f"{behaviour} has {len(items)} items, and {needed} are needed to hold {config.questions} questions out; "
+            "lower --questions"
         )
-    order = np.random.default_rng(seed).permutation(len(items)).tolist()
-    validation, rest = [items[i] for i in order[:questions]], [items[i] for i in order[questions:]]
+    shuffled = [items[i] for i in np.random.default_rng(config.seed).permutation(len(items)).tolist()]
+    validation, rest = shuffled[: config.questions], shuffled[config.questions :]
     if alone:
-        test, rest = rest[:questions], rest[questions:]
+        test, rest = rest[: config.questions], rest[config.questions :]
     else:
-        test = read_items(behaviour_file(source, behaviour, "test"))[:questions]
-    rest = rest[:pairs]
-    if balance_letters:
+        test = read_items(behaviour_file(source, behaviour, "test"))[: config.questions]
+    rest = _asking_other_than(validation, rest)[: config.pairs]
+    kept = _asking_other_than([*validation, *rest], test)
+    if not rest or not kept:
+        raise DataError(f"{behaviour}: the items of two parts ask the same; give a set whose questions differ")
+    if config.balance_letters:
         rest = balanced(rest)
     else:
         warn_of_letters(rest)
-    exchanged: list[Item] = [other for item in test if (other := swapped(item)) is not None]
+    exchanged = [(item, other) for item in kept if (other := swapped(item)) is not None]
+
+    def questions(asked: Sequence[Item], of: Sequence[Item]) -> list[Question]:
+        return with_clusters(tokenise(asked, config.template, tokenizer), [stem(item) for item in of])
+
     return Contrast(
         name=Path(behaviour).stem,
-        pairs=[question.pair for question in tokenise(rest, template, tokenizer)],
-        validation=tokenise(validation, template, tokenizer),
-        test=tokenise(test, template, tokenizer),
-        swapped=tokenise(exchanged, template, tokenizer) if exchanged else (),
+        pairs=[question.pair for question in tokenise(rest, config.template, tokenizer)],
+        validation=questions(validation, validation),
+        test=questions(kept, kept),
+        swapped=questions([other for _, other in exchanged], [item for item, _ in exchanged]) if exchanged else (),
+        left_out=[item.question for item in test if item not in kept],
         about={
             "behaviour": behaviour,
             "source": source,
-            "template": template,
-            "letters_balanced": balance_letters,
+            "template": config.template,
+            "letters_balanced": config.balance_letters,
             "position": "the answer's letter",
         },
     )
 
 
-def next_word_contrast(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    matching: str = " return",
-    other: str = " raise",
-    *,
-    context: int = 48,
-    pairs: int = 400,
-    questions: int = 100,
-    seed: int = 0,
-) -> Contrast:
-    """Texts that go on with one word against texts that go on with another, in equal numbers: which will the model say
-    next?
-
-    Vectors come from the last tokens of `context` before either word in documents of the fitting half; a fifth of those
-    documents is kept for the validation questions. Test questions are from the held-out half.
-
-    Raises ConfigError for a word that is not one token, DataError if the source has too few such places.
-    """
-    words = [_one_token(word, tokenizer) for word in (matching, other)]
-    places_of: dict[str, list[list[tuple[int, ...]]]] = {"pairs": [[], []], "validation": [[], []], "test": [[], []]}
-    wanted = {"pairs": pairs, "validation": questions // 2, "test": questions // 2}
-    for part, ids in _documents(source, tokenizer, seed, places_of, wanted):
-        for places, word in zip(places_of[part], words, strict=True):
-            places += [tuple(ids[at - context : at]) for at, token in enumerate(ids) if token == word and at >= context]
-    generator = np.random.default_rng(seed)
-    kept: dict[str, list[list[tuple[int, ...]]]] = {}
-    for part, both in places_of.items():
-        least = min(wanted[part], *(len(set(places)) for places in both))
-        if least < 2:
-            raise DataError(
-                f"{source.name} has too few places before {matching!r} or {other!r} for the {part}; take other words"
-            )
-        kept[part] = [
-            [sorted(set(places))[i] for i in generator.permutation(len(set(places)))[:least]] for places in both
-        ]
-    ask = {part: [Question(ids, *words) for places in kept[part] for ids in places] for part in ("validation", "test")}
-    return Contrast(
-        name=f"{matching.strip()} against {other.strip()}",
-        pairs=[Pair(a, b) for a, b in zip(*kept["pairs"], strict=True)],
-        validation=ask["validation"],
-        test=ask["test"],
-        about={
-            "source": source.name,
-            "words": [matching, other],
-            "context": context,
-            "position": "the last token before the word",
-        },
-    )
-
-
-def _one_token(word: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise ConfigError(
-            f"{word!r} is {len(ids)} tokens of {tokenizer.name_or_path}; a contrast of next words needs words of one "
-            "token"
-        )
-    return int(ids[0])
-
-
-def _documents(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    places_of: Mapping[str, Sequence[Sequence[object]]],
-    wanted: Mapping[str, int],
-) -> Iterator[tuple[str, list[int]]]:
-    """Documents as tokens, in a random order, each with the part that it is for; until twice as many places are found
-    as are wanted."""
-    roles: tuple[Role, Role] = ("fit", "eval")
-    for role in roles:
-        documents = list(islice(source.documents(role), MOST_DOCUMENTS))
-        for place, i in enumerate(np.random.default_rng(seed).permutation(len(documents)).tolist()):
-            part = "test" if role == "eval" else "pairs" if place % 5 else "validation"
-            if min(map(len, places_of[part])) < 2 * wanted[part]:
-                yield part, list(tokenizer(documents[i].text)["input_ids"])
+def _asking_other_than(others: Sequence[Item], items: Sequence[Item]) -> list[Item]:
+    """The items that ask, in their words, what none of the others asks."""
+    asked = {words_of(item) for item in others}
+    return [item for item in items if words_of(item) not in asked]

@@ -3,6 +3,7 @@ on others, beside controls that have none. Protocol: Paulo, Marshall & Belrose 2
 what it leaves open closed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ class ExperimentConfig:
     """Tried at each layer: 0 and at least one value in both signs. Default: those of the paper."""
     controls: int = 5
     """Random vectors, and as many vectors from shuffled labels, that the effect is held against."""
-    most_nonsense: float = 0.1
-    """How much more probability than unsteered may leave both answers at the layer and multiplier that are chosen."""
+    least_mass: float = 0.5
+    """Share of the unsteered probability of both answers that must be left at the layer and multiplier chosen."""
     seed: int = 0
     """Of the controls and the bootstrap."""
 
@@ -47,6 +48,16 @@ class ExperimentConfig:
             raise ConfigError(f"target {unknown[0]!r} is unknown; choose from {', '.join(TARGETS)}")
         if not self.targets:
             raise ConfigError("targets is empty; name at least one of " + ", ".join(TARGETS))
+        if wrong := [m for m in self.multipliers if not math.isfinite(m)]:
+            raise ConfigError(f"multipliers hold {wrong[0]}; each must be a finite number")
+        for name in ("targets", "layers", "multipliers"):
+            values = getattr(self, name)
+            if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+                raise ConfigError(f"{name} name {twice[0]} twice; name each once")
+        if not 0 <= self.least_mass <= 1:
+            raise ConfigError(f"least_mass is {self.least_mass}; it must be between 0 and 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
         if 0 not in self.multipliers or not self.strengths:
             raise ConfigError(f"multipliers are {self.multipliers}; they need 0, and a value in both signs")
         if self.controls < 1:
@@ -75,8 +86,9 @@ class Outcome(NamedTuple):
 
     edit: Edit
     multiplier: float
-    within_nonsense: bool
-    """Whether it keeps `most_nonsense`; if no layer and multiplier did, the one with the least nonsense was taken."""
+    keeps_mass: bool
+    """Whether it leaves `least_mass`, on the validation questions; if no layer and multiplier did, the one that leaves
+    most was taken."""
     test: Scores
     """log_p (3, questions, 2), at −multiplier, 0 and +multiplier."""
     controls: Mapping[str, Scores]
@@ -94,7 +106,7 @@ class Outcome(NamedTuple):
     def beyond(self, control: str) -> Estimate:
         """How far the mean range lies beyond the largest of the control's."""
         matching = self.controls[control].matching
-        return beyond_controls(self.ranges, matching[:, 1] - matching[:, 0])
+        return beyond_controls(self.ranges, matching[:, 1] - matching[:, 0], self.test.clusters)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,9 +142,9 @@ def run_experiment(
     )
     outcomes = {}
     for target in config.targets:
-        index, multiplier, within = choose(validation, edits, target, config)
+        index, multiplier, keeps = choose(validation, edits, target, config)
         kept = [config.multipliers.index(m) for m in (-multiplier, 0, multiplier)]
-        outcome = Outcome(edits[index], multiplier, within, test[index, kept], {}, None, {})
+        outcome = Outcome(edits[index], multiplier, keeps, test[index, kept], {}, None, {})
         outcomes[target] = _against_controls(adapter, contrast, fitted, outcome, capability or {}, config)
     return Experiment(
         contrast=contrast,
@@ -149,13 +161,13 @@ def choose(
     validation: Scores, edits: Sequence[Edit], target: Target, config: ExperimentConfig
 ) -> tuple[int, float, bool]:
     """The edit of a target, by its index, and the multiplier with the largest range of matching on the validation
-    questions, among those that keep `most_nonsense`; and whether any did."""
-    matching, nonsense = validation.matching.mean(-1), validation.nonsense.mean(-1)  # (edits, multipliers)
+    questions, among those that leave `least_mass` on both answers, in both signs; and whether any did."""
+    matching, mass = validation.matching.mean(-1), validation.mass.mean(-1)  # (edits, multipliers)
     at = {m: i for i, m in enumerate(config.multipliers)}
     tried = [
         (
             float(matching[e, at[m]] - matching[e, at[-m]]),
-            float(max(nonsense[e, at[m]], nonsense[e, at[-m]]) - nonsense[e, at[0.0]]),
+            float(min(mass[e, at[m]], mass[e, at[-m]]) / mass[e, at[0.0]]),
             e,
             m,
         )
@@ -163,8 +175,8 @@ def choose(
         for m in config.strengths
         if edit.target == target
     ]
-    sensible = [attempt for attempt in tried if attempt[1] <= config.most_nonsense]
-    *_, index, multiplier = max(sensible) if sensible else min(tried, key=lambda attempt: attempt[1])
+    sensible = [attempt for attempt in tried if attempt[1] >= config.least_mass]
+    *_, index, multiplier = max(sensible) if sensible else max(tried, key=lambda attempt: attempt[1])
     return index, multiplier, bool(sensible)
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from lens_rnn.drawing import BLACK, GREY, PALE, new_figure, save_png
 from lens_rnn.evaluation.canvas import X_LIMITS
-from lens_rnn.intervals import mean_estimate
 from lens_rnn.models import ModelAdapter
 from lens_rnn.steering.evaluation import Target
 from lens_rnn.steering.experiment import Experiment
 from lens_rnn.steering.lens_view import LatentEffect
+from lens_rnn.steering.report import CHANGE
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def plot_experiment(
 
 
 def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Mapping[Target, LatentEffect]) -> Figure:
-    """Three panels, or four with the lens's view. Bands and bars have 95 % bootstrap intervals over the test
+    """Three panels, or four with the lens's view. Bands and bars have 95 % intervals over the clusters of the test
     questions."""
     shape = (2, 2) if latent else (1, 3)
     title = (
@@ -43,7 +43,7 @@ def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Map
     _against_layer(places[1], experiment, adapter)
     _beside_controls(places[2], experiment)
     if latent:
-        _latent(places[3], latent)
+        _latent(places[3], experiment, latent)
     for axes in places:
         axes.grid(color=PALE, linewidth=0.5, alpha=0.6)
         axes.set_axisbelow(True)
@@ -61,7 +61,7 @@ def _against_multiplier(axes: Axes, experiment: Experiment) -> None:
     zero = experiment.config.multipliers.index(0)
     for target, outcome in experiment.outcomes.items():
         matching = experiment.test[experiment.edits.index(outcome.edit)].matching  # (multipliers, questions)
-        changes = [mean_estimate(row - matching[zero]) for row in matching[order]]
+        changes = [experiment.test.mean(row - matching[zero], CHANGE) for row in matching[order]]
         axes.plot(
             multipliers, [c.value for c in changes], MARKERS[target] + "-", color=COLOURS[target], ms=4, label=target
         )
@@ -83,7 +83,8 @@ def _against_layer(axes: Axes, experiment: Experiment, adapter: ModelAdapter) ->
         low, high = (experiment.config.multipliers.index(m) for m in (-outcome.multiplier, outcome.multiplier))
         rows = [e for e, edit in enumerate(experiment.edits) if edit.target == target]
         depths = [adapter.depth(experiment.edits[e].layer) for e in rows]
-        ranges = [mean_estimate(experiment.test[e, high].matching - experiment.test[e, low].matching) for e in rows]
+        shares = experiment.test.matching
+        ranges = [experiment.test.mean(shares[e, high] - shares[e, low], CHANGE) for e in rows]
         axes.plot(depths, [r.value for r in ranges], MARKERS[target] + "-", color=COLOURS[target], ms=4)
         axes.fill_between(
             depths, [r.low for r in ranges], [r.high for r in ranges], color=COLOURS[target], alpha=0.18, linewidth=0
@@ -101,7 +102,7 @@ def _against_layer(axes: Axes, experiment: Experiment, adapter: ModelAdapter) ->
 def _beside_controls(axes: Axes, experiment: Experiment) -> None:
     """Range of each target with its interval, and each control's."""
     for i, (target, outcome) in enumerate(experiment.outcomes.items()):
-        spread = mean_estimate(outcome.ranges)
+        spread = outcome.test.mean(outcome.ranges, CHANGE)
         limits = [[spread.value - spread.low], [spread.high - spread.value]]
         axes.bar(i, spread.value, 0.55, color=COLOURS[target], alpha=0.85)
         axes.errorbar(i, spread.value, limits, color=BLACK, capsize=4, linewidth=1.2)
@@ -125,10 +126,10 @@ def _beside_controls(axes: Axes, experiment: Experiment) -> None:
     _say(axes, "Beside controls of the same norm", "", "range of the matching answer's share")
 
 
-def _latent(axes: Axes, latent: Mapping[Target, LatentEffect]) -> None:
+def _latent(axes: Axes, experiment: Experiment, latent: Mapping[Target, LatentEffect]) -> None:
     """Change of the lens's log-odds at +multiplier, the last one that was read."""
     for target, effect in latent.items():
-        rows = [mean_estimate(row) for row in effect.log_odds[:, -1]]
+        rows = list(map(experiment.test.mean, effect.log_odds[:, -1]))
         axes.plot(effect.depths, [r.value for r in rows], MARKERS[target] + "-", color=COLOURS[target], ms=4)
         axes.fill_between(
             effect.depths, [r.low for r in rows], [r.high for r in rows], color=COLOURS[target], alpha=0.18, linewidth=0

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from lens_rnn.evaluation.tokens import token_reader
-from lens_rnn.intervals import Estimate, mean_estimate
+from lens_rnn.intervals import FEW_CLUSTERS, Estimate, share_estimate
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.reports import read_report, to_json, write_report
+from lens_rnn.steering.clusters import clusters_of
 from lens_rnn.steering.evaluation import Scores, Target
 from lens_rnn.steering.experiment import Experiment, Outcome
 from lens_rnn.steering.lens_view import LatentEffect, latent_effect, mean_hidden, read_vector, top_tokens
 
-FORMAT = 1
+FORMAT = 2
+SHARE, CHANGE = (0.0, 1.0), (-1.0, 1.0)
+"""What a share can be, and a difference of two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +35,12 @@ class Shares:
     @classmethod
     def of(cls, scores: Scores) -> "Shares":
         """Of log_p (3, questions, 2)."""
-        matching, nonsense, log_odds = (
-            tuple(mean_estimate(values) for values in part)
-            for part in (scores.matching, scores.nonsense, scores.log_odds)
+        return cls(
+            matching=tuple(scores.mean(values, SHARE) for values in scores.matching),
+            nonsense=tuple(scores.mean(values, SHARE) for values in scores.nonsense),
+            log_odds=tuple(map(scores.mean, scores.log_odds)),
+            range=scores.mean(scores.matching[2] - scores.matching[0], CHANGE),
         )
-        spread = mean_estimate(scores.matching[2] - scores.matching[0])
-        return cls(matching=matching, nonsense=nonsense, log_odds=log_odds, range=spread)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class ControlReport:
 
     ranges: tuple[float, ...]
     effect_beyond: Estimate
-    """How far the range lies beyond the largest of these."""
+    """How far the range lies beyond the largest of these: the limits as `least_mean_estimate` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +82,11 @@ class TargetReport:
     layer: int
     depth: float
     multiplier: float
-    within_nonsense: bool
+    keeps_mass: bool
     test: Shares
     controls: Mapping[str, ControlReport]
     significant: bool
-    """Whether the effect is beyond every control, interval and all."""
+    """Whether the effect is beyond every control: all lower limits are above 0. Wrong in at most 2.5 % of cases."""
     options_swapped: Shares | None
     accuracy: Mapping[str, tuple[Estimate, ...]]
     """Of questions of knowledge, by sample, at −multiplier, 0 and +multiplier."""
@@ -100,6 +103,10 @@ class SteeringReport:
     pairs: int
     questions: Mapping[str, int]
     """How many, for validation and test."""
+    clusters: Mapping[str, int]
+    """How many documents or stems these are of; intervals count them."""
+    left_out: tuple[str, ...]
+    """Questions of the test set that the pairs or the validation questions ask too."""
     vectors: Mapping[str, Any]
     """What it takes to make them again."""
     multipliers: tuple[float, ...]
@@ -143,13 +150,13 @@ def summary(
             layer=outcome.edit.layer,
             depth=adapter.depth(outcome.edit.layer),
             multiplier=outcome.multiplier,
-            within_nonsense=outcome.within_nonsense,
+            keeps_mass=outcome.keeps_mass,
             test=Shares.of(outcome.test),
             controls=controls,
             significant=all(control.effect_beyond.low > 0 for control in controls.values()),
             options_swapped=None if outcome.swapped is None else Shares.of(outcome.swapped),
             accuracy={
-                name: tuple(mean_estimate((row > 0).astype(float)) for row in scores.log_odds)
+                name: tuple(share_estimate(row > 0) for row in scores.log_odds)
                 for name, scores in outcome.capability.items()
             },
             latent=_latent(latent[target], outcome) if latent and target in latent else None,
@@ -163,6 +170,11 @@ def summary(
         model=adapter.name,
         pairs=len(contrast.pairs),
         questions={"validation": len(contrast.validation), "test": len(contrast.test)},
+        clusters={
+            "validation": len(set(clusters_of(contrast.validation).tolist())),
+            "test": len(set(clusters_of(contrast.test).tolist())),
+        },
+        left_out=tuple(contrast.left_out),
         vectors=dict(experiment.vectors.about),
         multipliers=experiment.config.multipliers,
         targets=targets,
@@ -212,13 +224,15 @@ def table(experiment: Experiment, adapter: ModelAdapter) -> str:
             for m, multiplier in enumerate(experiment.config.multipliers):
                 cell = scores[e, m]
                 where = [split, edit.target, edit.layer, adapter.depth(edit.layer), multiplier]
-                rows.writerow([*where, *mean_estimate(cell.matching), cell.nonsense.mean(), cell.log_odds.mean()])
+                rows.writerow([*where, *cell.mean(cell.matching, SHARE), cell.nonsense.mean(), cell.log_odds.mean()])
     return text.getvalue()
 
 
 def brief(report: SteeringReport) -> str:
-    """A line for each target: what a person wants to know first."""
-    lines = [f"{report.contrast}: share of the matching answer on {report.questions['test']} test questions"]
+    """A line for each target: what a person wants to know first; and what to know of the questions."""
+    questions, clusters = report.questions["test"], report.clusters["test"]
+    of_them = "" if clusters == questions else f", which are {clusters} independent clusters"
+    lines = [f"{report.contrast}: share of the matching answer on {questions} test questions{of_them}"]
     for name, target in report.targets.items():
         low, middle, high = (share.value for share in target.test.matching)
         spread = target.test.range
@@ -226,5 +240,17 @@ def brief(report: SteeringReport) -> str:
         lines.append(
             f"  {name:8} layer {target.layer}, ±{target.multiplier:g}: {low:.3f} ← {middle:.3f} → {high:.3f}, "
             f"range {spread.value:+.3f} [{spread.low:+.3f}, {spread.high:+.3f}], {verdict}"
+        )
+        if not target.keeps_mass:
+            lines.append(f"  {name:8} no layer and multiplier leaves enough probability on both answers (--least-mass)")
+    if report.left_out:
+        lines.append(
+            f"  {len(report.left_out)} test questions are left out: vectors, or layer and multiplier, come from "
+            "questions that ask the same"
+        )
+    if clusters < FEW_CLUSTERS:
+        lines.append(
+            f"  {clusters} clusters are few: below {FEW_CLUSTERS}, intervals can cover less than their 95 %; give more "
+            "documents, or more questions"
         )
     return "\n".join(lines)

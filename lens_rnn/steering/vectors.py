@@ -15,7 +15,7 @@ from lens_rnn.directions import PairSums, discriminant, logistic, shrunk
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError
 from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
-from lens_rnn.steering.pairs import Pair, data_sha256
+from lens_rnn.steering.pairs import Pair, Text, data_sha256, tokenised_pairs
 
 import numpy as np
 import safetensors
@@ -149,26 +149,27 @@ class VectorConfig:
 @torch.no_grad()
 def fit_vectors(
     adapter: ModelAdapter,
-    pairs: Sequence[Pair],
+    pairs: Sequence[tuple[Text, Text]],
     config: VectorConfig | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Vectors for every layer from the states at the last tokens of `pairs`.
+    """Vectors for every layer from the states at the last tokens of `pairs`, of texts or of their token ids.
 
     Σ is whole for the residual stream, n_layers · d_model² float64 numbers, and diagonal for state tensors, which are
     large. "logistic" holds the residual states of all pairs.
     about: what else the vectors' metadata should say.
 
-    Raises DataError for no pairs or an empty text, ConfigError for a model without the states asked for, FitError for a
-    singular Σ.
+    Raises DataError for no pairs, an empty text or ids that the model does not have, ConfigError for a model without
+    the states asked for, FitError for a singular Σ.
     """
     config = config or VectorConfig()
     _check(adapter, pairs, config)
+    texts = tokenised_pairs(pairs, adapter)
     signs = _labellings(len(pairs), config.shuffles, config.seed)  # (1 + shuffles, pairs)
     sums: dict[str, PairSums] = {}
     shapes: dict[str, torch.Size] = {}
     kept: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for rows, positive, negative in _read_pairs(adapter, pairs, config):
+    for rows, positive, negative in _read_pairs(adapter, texts, config):
         for key in positive:
             a, b = positive[key].flatten(1), negative[key].flatten(1)
             if key not in sums:
@@ -182,7 +183,7 @@ def fit_vectors(
         {key: _direction(key, s, kept.get(key, ()), i, config).reshape(shapes[key]).float() for key, s in sums.items()}
         for i in range(len(signs))
     ]
-    facts = model_identity(adapter) | {"method": config.method, "pairs": len(pairs), "data_sha256": data_sha256(pairs)}
+    facts = model_identity(adapter) | {"method": config.method, "pairs": len(pairs), "data_sha256": data_sha256(texts)}
     facts |= dict(about or {}) | ({"shrinkage": config.shrinkage} if config.method == "lda" else {})
     shuffled = [
         SteeringVectors(
@@ -194,13 +195,11 @@ def fit_vectors(
     return Fitted(SteeringVectors(tensors=made[0], about=facts), shuffled)
 
 
-def _check(adapter: ModelAdapter, pairs: Sequence[Pair], config: VectorConfig) -> None:
+def _check(adapter: ModelAdapter, pairs: Sequence[Any], config: VectorConfig) -> None:
     if config.states and not adapter.has_state:
         raise ConfigError(f"{adapter.no_state}; steer the residual stream alone")
     if not pairs:
         raise DataError("there are no contrastive pairs; a steering vector needs at least one")
-    if any(not pair.positive or not pair.negative for pair in pairs):
-        raise DataError("a contrastive pair has a text without tokens; both sides need at least one")
 
 
 def _labellings(pairs: int, shuffles: int, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import ATTENTION
-from lens_rnn.models.inputs import checked_layers, one_text
+from lens_rnn.models.inputs import OneText, checked_layers, one_text
 from lens_rnn.models.mixing import SOFTMAX, Mixing
 from lens_rnn.models.registry import adapter_class
 from lens_rnn.views.inputs import refuse_what_does_not_fit
@@ -72,14 +72,14 @@ def attention_models() -> list[str]:
 
 def hidden_attention(
     adapter: ModelAdapter,
-    input_ids: Tensor | Sequence[int],
+    input_ids: OneText,
     layers: Sequence[int] | None = None,
     units: Sequence[int] | None = None,
     *,
     signed: bool = False,
 ) -> HiddenAttention:
-    """The hidden attention of one text, input_ids (tokens), in each layer: the mean over channels or heads, by default
-    of absolute values. Of a hybrid also the softmax attention of its attention blocks.
+    """The hidden attention of one text or its token ids (tokens), in each layer: the mean over channels or heads, by
+    default of absolute values. Of a hybrid also the softmax attention of its attention blocks.
 
     layers: which, by default all that have it; layer i is block i. units: which channels or heads, by default all.
     Memory: tokens² float32 a layer, and three times as many bytes as the matrices of a block of channels, 8 MiB or
@@ -113,9 +113,7 @@ def hidden_attention(
     )
 
 
-def unit_attention(
-    adapter: ModelAdapter, input_ids: Tensor | Sequence[int], layer: int, units: Sequence[int] | None = None
-) -> Tensor:
+def unit_attention(adapter: ModelAdapter, input_ids: OneText, layer: int, units: Sequence[int] | None = None) -> Tensor:
     """The hidden attention of each chosen channel or head of a layer, by default of all: (units, tokens, tokens),
     float32, signed.
 

@@ -14,7 +14,6 @@ The sum over tokens is then the explained quantity, less what the biases (of con
 into it.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -23,7 +22,7 @@ from lens_rnn.errors import ConfigError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentAdapter, known_architectures
 from lens_rnn.models.adapter import FUSED
 from lens_rnn.models.families.recurrent import PLAIN, Passage, Rules
-from lens_rnn.models.inputs import checked_layers, one_text
+from lens_rnn.models.inputs import OneText, checked_layers, one_text
 from lens_rnn.models.mixing import RECURRENCE
 from lens_rnn.models.registry import adapter_class
 from lens_rnn.views.inputs import refuse_what_does_not_fit
@@ -86,14 +85,14 @@ def relevance_models() -> list[str]:
 
 def relevance(
     adapter: ModelAdapter,
-    input_ids: Tensor | Sequence[int],
+    input_ids: OneText,
     explained: Explained | None = None,
     *,
     lens: Lens | None = None,
     method: Method = "lrp",
 ) -> Relevance:
-    """The relevance of each token of one text, input_ids (tokens), for a logit: by default that of the likeliest token
-    after the last.
+    """The relevance of each token of one text, or of its token ids (tokens), for a logit: by default that of the
+    likeliest token after the last.
 
     lens: what reads explained.layer.
 

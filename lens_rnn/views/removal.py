@@ -9,26 +9,25 @@ from collections.abc import Sequence
 
 from lens_rnn.errors import ConfigError
 from lens_rnn.models import ModelAdapter
-from lens_rnn.models.inputs import one_text
+from lens_rnn.models.inputs import OneText, one_text
 from lens_rnn.views.relevance import Explained, read_logits
 
 import numpy as np
 import torch
-from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
 
 @torch.no_grad()
 def without_tokens(
     adapter: ModelAdapter,
-    input_ids: Tensor | Sequence[int],
+    input_ids: OneText,
     rankings: np.ndarray,
     counts: Sequence[int],
     explained: Explained,
     lens: Lens | None = None,
 ) -> np.ndarray:
-    """What is explained, at the last token of input_ids (tokens), without the first so many tokens of each ranking:
-    (rankings, counts).
+    """What is explained, at the last token of a text or its token ids (tokens), without the first so many tokens of
+    each ranking: (rankings, counts).
 
     rankings: (rankings, tokens − 1): all places but the last, which is where the logit is read, in the order in which
     they are left out. explained: with its token, as `relevance` returns it. Raises ConfigError if it has none, another

@@ -41,8 +41,7 @@ def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once(tiny_mamba: Mod
     ("tokens", "passes"), [(4_096, 4), (131_072, 4), (196_608, 2), (262_144, 2), (524_288, 1), (2_097_152, 1)]
 )
 def test_few_tokens_are_seen_several_times(tiny_mamba: ModelAdapter, tokens: int, passes: int) -> None:
-    zeros = np.zeros((tokens // 256, 256), dtype=np.uint16)
-    blocks = TokenBlocks(zeros, zeros + 1, "zeros", 1, "0" * 64)
+    blocks = TokenBlocks.of_tokens(np.zeros((tokens // 256, 256), dtype=np.uint16))
     assert make_plan(tiny_mamba, blocks, FitConfig()).passes == passes
     assert make_plan(tiny_mamba, blocks, FitConfig(passes=3)).passes == 3
 
@@ -59,6 +58,7 @@ def test_what_was_left_to_defaults_is_resolved(tiny_mamba: ModelAdapter) -> None
         "chunk_tokens": 1024,
         "dtype": "float32",
         "tokens": 64 * 16,
+        "batch_size": 16,
         "passes": 4,
         "checkpoint_every": 50,
     }
@@ -98,9 +98,18 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(tiny_mamba: ModelAdapte
         make_plan(tiny_mamba, make_blocks(), FitConfig(batch_size=7), Two())
 
 
-def test_too_little_data_is_refused(tiny_mamba: ModelAdapter) -> None:
-    with pytest.raises(FitError, match="one batch of 4"):
-        make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4))
+def test_a_batch_is_at_most_what_there_is(tiny_mamba: ModelAdapter) -> None:
+    class Two(Processes):
+        world = 2
+
+    short = make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4))
+    assert (short.config.batch_size, short.steps_a_pass, short.resolved()["batch_size"]) == (3, 1, 3)
+    notes = [line for line in lines(tiny_mamba, make_blocks(3), batch_size=4) if line.startswith("note")]
+    assert notes == ["note       a batch is 3 blocks, all there are, in place of 4"]
+    assert not [line for line in lines(tiny_mamba, make_blocks(4), batch_size=4) if line.startswith("note")]
+    assert make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4), Two()).config.batch_size == 2
+    with pytest.raises(FitError, match="too few for 2 processes"):
+        make_plan(tiny_mamba, make_blocks(1), FitConfig(batch_size=4), Two())
 
 
 def test_a_model_with_nothing_to_fit_is_refused(tiny_mamba: ModelAdapter, monkeypatch: pytest.MonkeyPatch) -> None:

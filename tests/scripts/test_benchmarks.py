@@ -25,7 +25,7 @@ def siblings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def made_blocks(adapter: ModelAdapter, blocks: int, seq_len: int) -> TokenBlocks:
     tokens = np.random.default_rng(0).integers(adapter.vocab_size, size=(blocks, seq_len)).astype(np.uint16)
-    return TokenBlocks(tokens, np.ones_like(tokens), "made", 1, "0" * 64)
+    return TokenBlocks.of_tokens(tokens)
 
 
 def test_two_steps_of_tuned_lenss_loop_by_hand(tiny_neox: ModelAdapter) -> None:

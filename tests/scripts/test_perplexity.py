@@ -10,10 +10,11 @@ from lens_rnn.models import load_model
 from tests.data.blocks import make_blocks
 from tests.scripts.launch import run_in_process, run_script
 
+import numpy as np
 import pytest
 from matplotlib import image
 
-SMALL = ("--tokens", 4_096, "--seq-len", 64, "--device", "cpu")
+SMALL = ("--eval-tokens", 4_096, "--seq-len", 64, "--device", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,7 @@ def test_a_model_without_a_lens_gets_the_logit_lens_only(
         (("--lens", "/nowhere/lens"), "no such lens folder"),
         (("--lens", "RWKV"), "number of translators is 8"),
         (("--data", "/nowhere/text"), "no such data file"),
-        (("--tokens", 10**9), "ask for fewer"),
+        (("--eval-tokens", 10**9), "ask for fewer"),
         (("--micro-batch-size", 0), "micro_batch_size is 0"),
     ],
 )
@@ -94,3 +95,46 @@ def test_bad_input_is_one_line(
     assert len(errors) == 1
     assert words in errors[0]
     assert not (tmp_path / "result").exists()
+
+
+def test_a_fit_and_then_its_figures_without_naming_the_lens(
+    model_folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The default lens is the one just fitted, and the table the one that the fit printed; on a text of 2 kB, with the
+    default batch and blocks."""
+    random = np.random.default_rng(0)
+    text = " ".join(random.choice(["state", "layer", "läuft", "token", "reads"], size=2_000))[:2_000]
+    (tmp_path / "mine.txt").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    fixed = ("--model", model_folders["mamba"], "--data", "mine.txt", "--device", "cpu")
+    assert run_in_process("train/fit_lens.py", monkeypatch, *fixed) == 0
+    fitted = capsys.readouterr()
+    assert "mine.txt is short: blocks have 128 tokens in place of 256" in caplog.messages
+    assert "held out   the last tenth of the text" in fitted.out
+    assert "all there are, in place of 16" in fitted.out
+    report = json.loads((tmp_path / "lenses" / "mamba" / "fit.json").read_text())
+    measured = report["data"]["eval"]
+    assert "the last tenth" in measured["held_out"]
+    assert report["settings"]["batch_size"] == len(text.encode()) * 9 // 10 // 128 - 1
+    assert (measured["tokens"], measured["bytes"]) == (128, 128)
+
+    assert run_in_process("eval/perplexity.py", monkeypatch, *fixed) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == [
+        f"model      {model_folders['mamba']}",
+        f"lens       {Path('lenses') / 'mamba'}",
+        "text       mine.txt, what is held out",
+    ]
+    rows = {line.split()[0]: line.split() for line in fitted.out.splitlines() if line[:5].strip().isdigit()}
+    again = {line.split()[0]: line.split() for line in shown if line[:5].strip().isdigit()}
+    assert rows.keys() == again.keys() == {"0", "1", "2"}
+    for layer in ("0", "1"):  # without the column of the start, which a fit alone knows
+        depth, kl_logit, _, *rest = rows[layer][1:]
+        assert again[layer][1:] == [depth, kl_logit, *rest]
+    assert [line for line in shown if line.startswith("baselines")] == [
+        line for line in fitted.out.splitlines() if line.startswith("baselines")
+    ]

@@ -111,6 +111,11 @@ def test_a_file_of_ones_own_on_a_model_without_state(
         (("--words", " return", " raise"), "tokens of"),
         (("--multipliers", 1, 2), "they need 0"),
         (("--pairs", 0), "pairs is 0"),
+        (("--words", " return", " return"), "both words are ' return'"),
+        (("--multipliers", -1, 0, "nan", 1), "multipliers hold nan"),
+        (("--multipliers", "-inf", 0, "inf"), "multipliers hold -inf"),
+        (("--seed", -1), "seed is -1"),
+        (("--least-mass", 2), "least_mass is 2"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -131,13 +136,22 @@ def test_bad_input_is_one_line(
         ("test", "refusal.test_dataset_open_ended"),
     ):
         Path(part).mkdir(exist_ok=True)
-        Path(part, f"{name}.json").write_text(json.dumps([item] * 12))
+        items = [item | {"question": f"{part} {number}"} for number in range(12)]
+        Path(part, f"{name}.json").write_text(json.dumps(items))
     data = ("--data", tmp_path) if "--behaviour" in arguments else ()
     fixed = ("--model", model_folders["mamba"], "--output", tmp_path / "result", "--capability", 0, *SMALL, *data)
     assert run_in_process("eval/steering.py", monkeypatch, *fixed, *arguments) == 2
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert words in errors[0]
+    assert not (tmp_path / "result").exists()
+
+
+def test_several_processes_are_refused_in_one_line(tmp_path: Path) -> None:
+    done = run_script("eval/steering.py", "--output", tmp_path / "result", WORLD_SIZE="2", RANK="0")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: eval/steering.py runs in one process, and this launch has 2;")
     assert not (tmp_path / "result").exists()
 
 

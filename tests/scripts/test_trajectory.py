@@ -23,7 +23,12 @@ def test_a_trajectory(lens_folder: Path, model_folders: dict[str, Path], tmp_pat
     words = ("--model", model_folders["mamba"], "--lens", lens_folder, "--device", "cpu", "--output", output)
     done = run_script("eval/trajectory.py", *words, "--text", "a <b> $x$\n", "--statistic", "rank", "--top-k", 4)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"saved to {output}\n"
+    assert done.stdout.splitlines() == [
+        f"model      {model_folders['mamba']}",
+        f"lens       {lens_folder}",
+        "text       'a <b> $x$\\n'",
+        f"saved to {output}",
+    ]
     assert sorted(path.name for path in output.iterdir()) == [
         "run.yaml",
         "trajectory.html",
@@ -43,8 +48,9 @@ def test_a_trajectory(lens_folder: Path, model_folders: dict[str, Path], tmp_pat
     ("arguments", "words"),
     [
         (("--text", ""), "--text is empty"),
+        (("--text", "caf\udce9"), "--text is 'caf\\udce9', which is not UTF-8"),
         (("--statistic", "loss"), "choose from entropy, ce, kl, rank, probability"),
-        (("--stride", 0), "stride 0; both must be at least 1"),
+        (("--stride", 0), "stride is 0; it must be at least 1"),
         (("--lens", "/nowhere/lens"), "no such lens folder"),
     ],
 )
@@ -72,7 +78,7 @@ def test_perplexity_with_transfer_and_statistics(
         model_folders["mamba"],
         "--data",
         text_file,
-        "--tokens",
+        "--eval-tokens",
         2_048,
         "--seq-len",
         64,

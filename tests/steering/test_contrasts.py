@@ -3,66 +3,19 @@
 import json
 from pathlib import Path
 
-from lens_rnn.data import FileSource
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.steering import behaviour_contrast, next_word_contrast, read_items, tokenise
-from lens_rnn.steering.pairs import behaviour_file
+from lens_rnn.steering import BEHAVIOURS, BehaviourConfig, behaviour_contrast, read_items, tokenise
+from lens_rnn.steering.clusters import words_of
+from lens_rnn.steering.items import behaviour_file
 
-import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 
-@pytest.fixture(scope="module")
-def letters(tmp_path_factory: pytest.TempPathFactory) -> FileSource:
-    """600 documents of random letters, in which X and Y are rare."""
-    random = np.random.default_rng(0)
-    path = tmp_path_factory.mktemp("letters") / "made.jsonl"
-    lines = [json.dumps({"text": "".join(random.choice(list("abcdefghXY"), size=120))}) for _ in range(600)]
-    path.write_text("\n".join(lines))
-    return FileSource(path)
-
-
-def test_next_words(letters: FileSource, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    contrast = next_word_contrast(letters, byte_tokenizer, "X", "Y", context=12, pairs=40, questions=20, seed=1)
-    assert (len(contrast.pairs), len(contrast.validation), len(contrast.test)) == (40, 20, 20)
-    documents = {role: [document.text for document in letters.documents(role)] for role in ("fit", "eval")}
-
-    def follows(ids: tuple[int, ...], word: str, role: str) -> bool:
-        return any(byte_tokenizer.decode(ids) + word in text for text in documents[role])
-
-    for pair in contrast.pairs:
-        assert len(pair.positive) == len(pair.negative) == 12
-        assert follows(pair.positive, "X", "fit")
-        assert follows(pair.negative, "Y", "fit")
-    for role, questions in (("fit", contrast.validation), ("eval", contrast.test)):
-        assert {(byte_tokenizer.decode([q.matching]), byte_tokenizer.decode([q.other])) for q in questions} == {
-            ("X", "Y")
-        }
-        assert sum(follows(q.ids, "X", role) for q in questions) == 10
-        assert sum(follows(q.ids, "Y", role) for q in questions) == 10
-
-    def place(ids: tuple[int, ...]) -> int:
-        return next(i for i, text in enumerate(documents["fit"]) if byte_tokenizer.decode(ids) in text)
-
-    made_from = {place(ids) for pair in contrast.pairs for ids in pair}
-    assert not made_from & {place(q.ids) for q in contrast.validation}  # not even the same documents
-    again = next_word_contrast(letters, byte_tokenizer, "X", "Y", context=12, pairs=40, questions=20, seed=1)
-    assert (again.pairs, again.validation, again.test) == (contrast.pairs, contrast.validation, contrast.test)
-
-
-def test_next_words_that_cannot_be_had(letters: FileSource, byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ConfigError, match="'XY' is 2 tokens"):
-        next_word_contrast(letters, byte_tokenizer, "XY", "Y")
-    with pytest.raises(DataError, match="too few places"):
-        next_word_contrast(letters, byte_tokenizer, "X", "Q", context=12)
-
-
 def test_a_behaviour_is_split(test_data: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     source = str(test_data / "caa")
-    contrast = behaviour_contrast(
-        source, "corrigible-neutral-HHH", byte_tokenizer, questions=30, balance_letters=True, pairs=100
-    )
+    config = BehaviourConfig(questions=30, balance_letters=True, pairs=100)
+    contrast = behaviour_contrast(source, "corrigible-neutral-HHH", byte_tokenizer, config)
     asked = {question.ids for question in (*contrast.validation, *contrast.test)}
     assert (len(contrast.validation), len(contrast.test), len(contrast.swapped)) == (30, 30, 30)
     assert len(contrast.pairs) == 200
@@ -70,7 +23,9 @@ def test_a_behaviour_is_split(test_data: Path, byte_tokenizer: PreTrainedTokeniz
     answers = [byte_tokenizer.decode(pair.positive[-1:]) for pair in contrast.pairs]
     assert answers.count("A") == answers.count("B") == 100
     items = read_items(behaviour_file(source, "corrigible-neutral-HHH", "test"))
-    assert list(contrast.test) == tokenise(items[:30], "plain", byte_tokenizer)
+    expected = tokenise(items[:30], "plain", byte_tokenizer)
+    assert [question.ids for question in contrast.test] == [question.ids for question in expected]
+    assert [question.cluster for question in contrast.test] == [question.cluster for question in contrast.swapped]
     for question, other in zip(contrast.test, contrast.swapped, strict=True):
         assert (question.matching, question.other) == (other.other, other.matching)
 
@@ -80,7 +35,7 @@ def test_one_file_gives_all_parts(tmp_path: Path, byte_tokenizer: PreTrainedToke
     records = [dict(zip(fields, (f"number {i}", "yes", "no"), strict=True)) for i in range(30)]
     path = tmp_path / "numbers.json"
     path.write_text(json.dumps(records))
-    contrast = behaviour_contrast("", str(path), byte_tokenizer, questions=10)
+    contrast = behaviour_contrast("", str(path), byte_tokenizer, BehaviourConfig(questions=10))
     parts = [
         {q.ids for q in contrast.validation},
         {q.ids for q in contrast.test},
@@ -91,4 +46,29 @@ def test_one_file_gives_all_parts(tmp_path: Path, byte_tokenizer: PreTrainedToke
     assert contrast.name == "numbers"
     assert contrast.swapped == ()
     with pytest.raises(DataError, match="31 are needed"):
-        behaviour_contrast("", str(path), byte_tokenizer, questions=15)
+        behaviour_contrast("", str(path), byte_tokenizer, BehaviourConfig(questions=15))
+    with pytest.raises(ConfigError, match="questions is 0"):
+        BehaviourConfig(questions=0)
+
+
+def test_what_two_parts_ask_is_in_one_of_them(test_data: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Five questions of the published test sets stand in the generate sets too, with other options."""
+    source, left_out = str(test_data / "caa"), {}
+    for behaviour in BEHAVIOURS:
+        contrast = behaviour_contrast(source, behaviour, byte_tokenizer)
+        items = read_items(behaviour_file(source, behaviour, "test"))
+        asked = {words_of(item) for item in read_items(behaviour_file(source, behaviour, "generate"))}
+        assert list(contrast.left_out) == [item.question for item in items if words_of(item) in asked]
+        assert len(contrast.test) == 50 - len(contrast.left_out)
+        if contrast.left_out:
+            left_out[behaviour] = len(contrast.left_out)
+        texts = [byte_tokenizer.decode(pair.positive).split("(A)")[0] for pair in contrast.pairs]
+        assert not set(texts) & {byte_tokenizer.decode(q.ids).split("(A)")[0] for q in contrast.validation}
+    assert left_out == {"myopic-reward": 1, "refusal": 4}
+
+
+def test_parts_that_ask_the_same_are_refused(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    path = tmp_path / "same.json"
+    path.write_text(json.dumps([{"prompt": "one", "correct": "yes", "incorrect": "no"}] * 9))
+    with pytest.raises(DataError, match="ask the same"):
+        behaviour_contrast("", str(path), byte_tokenizer, BehaviourConfig(questions=3))

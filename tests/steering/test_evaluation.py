@@ -1,6 +1,7 @@
 """Answers under steering against the plain way, and effects held against controls."""
 
 from lens_rnn.errors import ConfigError
+from lens_rnn.intervals import mean_estimate
 from lens_rnn.models import ModelAdapter
 from lens_rnn.steering import Edit, Question, Scores, SteeringVectors, score_answers
 from lens_rnn.steering.evaluation import TARGETS, beyond_controls, edits_of
@@ -33,6 +34,7 @@ def test_scores() -> None:
     scores = Scores(np.log([[[0.3, 0.1], [0.5, 0.5]]]))
     np.testing.assert_allclose(scores.matching, [[0.75, 0.5]])
     np.testing.assert_allclose(scores.nonsense, [[0.6, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(scores.mass, [[0.4, 1.0]])
     np.testing.assert_allclose(scores.log_odds, [[np.log(3), 0]], atol=1e-12)
     assert scores[0].matching.shape == (2,)
 
@@ -71,4 +73,15 @@ def test_an_effect_is_held_against_its_largest_control() -> None:
     assert beyond_controls(effect, weak).low > 0.3
     assert beyond_controls(effect, strong).high < 0
     assert beyond_controls(effect, strong).value == pytest.approx(effect.mean() + strong[2].mean())
-    assert beyond_controls(effect, effect[None]) == (0, 0, 0)  # both are resampled together
+    same = beyond_controls(effect, effect[None])
+    assert same.value == same.high == 0  # both are resampled together
+
+
+def test_questions_of_one_cluster_are_one_trial(tiny_mamba: ModelAdapter, questions: list[Question]) -> None:
+    asked = [question._replace(cluster="one") for question in questions] + questions
+    scores = score_answers(tiny_mamba, asked, [Edit(vectors_for(tiny_mamba), "residual", 1)], TIMES)
+    assert scores.clusters is not None
+    assert scores.clusters.tolist() == [0, 0, 0, 1, 2, 3]
+    assert scores[0].mean(scores.matching[0, 0]) == mean_estimate(scores.matching[0, 0], scores.clusters)
+    values = scores.matching[0, 0]
+    assert scores.mean(values, (0.0, 1.0)) == mean_estimate(values, scores.clusters, possible=(0.0, 1.0))

@@ -35,6 +35,21 @@ def test_layer_and_multiplier_are_chosen_for_range_and_sense(tiny_mamba: ModelAd
     assert choose(Scores(np.log(p)), edits, "residual", config)[2] is False
 
 
+def test_what_is_left_on_both_answers_counts_however_little_it_was(tiny_mamba: ModelAdapter) -> None:
+    """Where both answers have a twentieth unsteered, a multiplier that leaves a millionth does not pass."""
+    config = ExperimentConfig(multipliers=(-2.0, -1.0, 0.0, 1.0, 2.0))
+    edits = edits_of(tiny_mamba, vectors_for(tiny_mamba), ("residual",))
+    p = np.full((2, 5, 4, 2), 0.025)
+    p[0, 0], p[0, 4] = (1e-8, 1e-6), (1e-6, 1e-8)
+    p[1, 1], p[1, 3] = (0.02, 0.03), (0.03, 0.02)
+    assert choose(Scores(np.log(p)), edits, "residual", config) == (1, 1.0, True)
+    p[1, 1] *= 0.4  # in one sign only
+    index, multiplier, keeps = choose(Scores(np.log(p)), edits, "residual", replace(config, least_mass=0.99))
+    assert (index, multiplier, keeps) == (1, 2.0, True)
+    anything = replace(config, least_mass=0.0)
+    assert choose(Scores(np.log(p)), edits, "residual", anything) == (0, 2.0, True)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -43,6 +58,14 @@ def test_layer_and_multiplier_are_chosen_for_range_and_sense(tiny_mamba: ModelAd
         ({"targets": ()}, "targets is empty"),
         ({"targets": ("heads",)}, "target 'heads' is unknown"),
         ({"controls": 0}, "controls is 0"),
+        ({"multipliers": (-1.0, 0.0, float("nan"), 1.0)}, "multipliers hold nan"),
+        ({"multipliers": (float("-inf"), 0.0, float("inf"))}, "multipliers hold -inf"),
+        ({"multipliers": (-1.0, 0.0, 1.0, 1.0)}, "multipliers name 1.0 twice"),
+        ({"targets": ("state", "state")}, "targets name state twice"),
+        ({"layers": (1, 1)}, "layers name 1 twice"),
+        ({"least_mass": 1.5}, "least_mass is 1.5"),
+        ({"least_mass": float("nan")}, "least_mass is nan"),
+        ({"seed": -1}, "seed is -1"),
     ],
 )
 def test_settings_that_cannot_be_used(settings: dict, words: str) -> None:
@@ -92,11 +115,17 @@ def test_a_whole_experiment(
     rows = table(experiment, tiny_rwkv4).splitlines()
     assert len(rows) == 1 + 2 * 6 * 3
     assert rows[1].startswith("validation,residual,0,0.125,-1.0,")
-    assert len(brief(report).splitlines()) == 4
+    assert report.clusters == {"validation": 4, "test": 4}
+    lines = brief(report).splitlines()
+    assert lines[0].endswith("on 4 test questions")
+    assert lines[-1].startswith("  4 clusters are few")
+    clustered = replace(report, clusters={"validation": 2, "test": 30}, left_out=("Well?",))
+    assert brief(clustered).splitlines()[0].endswith("which are 30 independent clusters")
+    assert brief(clustered).splitlines()[-1].startswith("  1 test questions are left out")
     report.write(tmp_path / "steering.json")
     assert SteeringReport.read(tmp_path / "steering.json") == report
-    (tmp_path / "steering.json").write_text('{"format": 2}')
-    with pytest.raises(ArtifactError, match="format 2"):
+    (tmp_path / "steering.json").write_text('{"format": 3}')
+    with pytest.raises(ArtifactError, match="format 3"):
         SteeringReport.read(tmp_path / "steering.json")
     (tmp_path / "steering.json").write_text('{"format": 1, "contrast": "c"}')
     with pytest.raises(ArtifactError, match="SteeringReport"):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.steering import BEHAVIOURS, Item, balanced, read_items, swapped, tokenise
-from lens_rnn.steering.pairs import behaviour_file, letter, prompt_text, read_prompts, warn_of_letters
+from lens_rnn.steering.items import behaviour_file, letter, read_prompts, warn_of_letters
+from lens_rnn.steering.pairs import prompt_text
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -68,7 +69,7 @@ def test_a_bias_to_a_letter_is_said(caplog: pytest.LogCaptureFixture) -> None:
         warn_of_letters([ITEM, ITEM])
         warn_of_letters(balanced([ITEM]))
     assert [record.getMessage() for record in caplog.records] == [
-        "(A) is the matching answer of 100 % of the items: the vector has a bias to the letter"
+        "(A) is the matching answer of 100 % of the items: a vector has a bias to it"
     ]
 
 

@@ -15,6 +15,7 @@ import torch
 from sklearn.covariance import shrunk_covariance
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
+from transformers import PreTrainedTokenizerBase
 
 
 def assert_near(got: torch.Tensor, expected: np.ndarray, tolerance: float = 1e-4) -> None:
@@ -125,6 +126,28 @@ def test_vectors_of_another_model_are_refused(
         SteeringVectors.load(tiny_mamba, path)
     with pytest.raises(ArtifactError, match="no steering vectors"):
         SteeringVectors.load(tiny_mamba, tmp_path / "absent")
+
+
+def test_texts_are_taken_as_words_as_ids_and_as_tensors(
+    byte_tokenizer: PreTrainedTokenizerBase, pairs: list[Pair]
+) -> None:
+    adapter = wrap_model(make_model("mamba", 257), byte_tokenizer)
+    words = [("def f(): return", "def f(): raise"), ("yes", "no")]
+    ids = [tuple(tuple(byte_tokenizer(text)["input_ids"]) for text in pair) for pair in words]
+    expected = fit_vectors(adapter, [Pair(*pair) for pair in ids]).vectors
+    for texts in (words, ids, [tuple(map(torch.tensor, pair)) for pair in ids], [(words[0][0], ids[0][1]), words[1]]):
+        vectors = fit_vectors(adapter, texts).vectors
+        assert vectors.about == expected.about
+        assert all(torch.equal(vectors.tensors[key], tensor) for key, tensor in expected.tensors.items())
+    for wrong, message in (
+        ("yes", "pair 1 is 'yes'"),
+        (("a", "b", "c"), "positive and a negative"),
+        ((1, 2), "give a positive"),
+    ):
+        with pytest.raises(DataError, match=message):
+            fit_vectors(adapter, [wrong])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="300"):
+        fit_vectors(adapter, [((1, 300), (2, 3))])
 
 
 def test_bad_input_is_one_line(tiny_mamba: ModelAdapter, tiny_neox: ModelAdapter, pairs: list[Pair]) -> None:
