@@ -25,10 +25,10 @@ from lens_rnn.ranges import THREADS, whole
 
 import numpy as np
 import torch
+from memory import MALLOC, resident
 
 from common import report
 from contenders import random_mamba
-from memory import MALLOC, resident
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,6 @@ from lens_rnn.elk.subsets import check_rows
 from lens_rnn.elk.templates import templates_of
 from lens_rnn.elk.transfer import Result, score_transfers
 from lens_rnn.files import write_text
-from lens_rnn.intervals import Estimate
 from lens_rnn.processes import refuse_processes
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
