@@ -71,7 +71,10 @@ def main(config: Config) -> None:
 
     # Model and lens.
     name = config.lens or config.default_lens or "logit"
-    print(inputs_read(config.model, None if name == "logit" else name, text=f"{config.text[:60]!r}"), flush=True)
+    print(
+        inputs_read(config.model, name if config.lens or name != "logit" else None, text=f"{config.text[:60]!r}"),
+        flush=True,
+    )
     adapter = load_configured_model(config, processes)
     lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
     # Work.

@@ -95,7 +95,7 @@ def main(config: Config) -> None:
     check_output(config.output, config.overwrite)
 
     # Model and text.
-    lens = None if config.layer is None or config.lens_name == "logit" else config.lens_name
+    lens = "none: the model's own logit is explained" if config.layer is None else config.lens_name
     print(inputs_read(config.model, lens, text=f"{config.text[:60]!r}"), flush=True)
     adapter = load_configured_model(config, processes)
     explainable = adapter.model_type in relevance_models()

@@ -175,7 +175,7 @@ def test_the_report_is_json(tiny_mamba: ModelAdapter) -> None:
         (torch.empty(0, dtype=torch.int64), {}, DataError, "the text has no tokens"),
         ([1, VOCAB_SIZE], {}, DataError, "run from 1 to 96, and .* has 0 to 95"),
         ([1, -1], {}, DataError, "run from -1 to 1"),
-        (torch.tensor([[1, 2]]), {}, DataError, "one sequence of whole numbers"),
+        (torch.tensor([[1, 2], [1, 2]]), {}, DataError, "one sequence of whole numbers"),
         (torch.tensor([1.5]), {}, DataError, "one sequence of whole numbers"),
         ([1, 2], {"targets": [1]}, DataError, "1 targets for 2 tokens"),
         ([1, 2], {"targets": [1, VOCAB_SIZE]}, DataError, "run from 1 to 96"),

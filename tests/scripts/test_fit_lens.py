@@ -251,7 +251,6 @@ BAD_INPUT = [
     (("--init-lens", "/nowhere/lens"), ["/nowhere/lens"]),
     (("--init-lens", "OTHER"), ["number of translators"]),
     (("--tokens", 10**9), ["1,000,000,000"]),
-    (("--tokens", 64, "--batch-size", 8), ["one batch of 8"]),
     (("--overwrite", "--resume"), ["--overwrite", "--resume"]),
     (("--device", "tpu"), ["tpu"]),
     (("--device", "cuda"), ["CUDA"]),

@@ -29,7 +29,9 @@ def test_without_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capf
     assert result["format"] == 1
     assert np.array(result["attention"]["matrices"]).shape == (8, len(result["tokens"]), len(result["tokens"]))
     printed = capfd.readouterr().out.splitlines()
-    assert printed[0].startswith("Where the logit of “")
+    assert printed[:2] == ["model      checkpoints/tiny-mamba", "lens       none: the model's own logit is explained"]
+    assert printed[2].startswith("text       ")
+    assert printed[3].startswith("Where the logit of “")
     assert printed[-1] == f"saved to {tmp_path / 'out'}"
 
 

@@ -278,7 +278,7 @@ def test_layers_and_channels_that_are_not_there(
     ("text", "words"),
     [
         ([], "has no tokens"),
-        (torch.tensor([[1, 2]]), r"\(1, 2\)"),
+        (torch.tensor([[1, 2], [1, 2]]), r"\(2, 2\)"),
         (torch.tensor([0.5]), "float32"),
         ([True], "bool"),
         ([0, VOCAB_SIZE], f"from 0 to {VOCAB_SIZE}, and"),
