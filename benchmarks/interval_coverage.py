@@ -1,7 +1,7 @@
 """What intervals of means cover: of populations whose mean is known, and of the demonstration's own questions.
 
-python benchmarks/coverage.py
-python benchmarks/coverage.py --model checkpoints/tiny-mamba
+python benchmarks/interval_coverage.py
+python benchmarks/interval_coverage.py --model checkpoints/tiny-mamba
 """
 
 from collections.abc import Callable, Iterator, Sequence
