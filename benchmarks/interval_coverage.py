@@ -208,7 +208,7 @@ def demonstration_cases(config: Config) -> Iterator[Case]:
     """The demonstration's own questions: its range and what lies beyond controls, of documents drawn as it draws
     them."""
     adapter = load_model(str(config.model), device="cpu")
-    everywhere = NextWordConfig(questions=10_000, places=2, seed=config.seed)
+    everywhere = NextWordConfig(questions=10_000, places=1, seed=config.seed)
     contrast = next_word_contrast(open_source(DataConfig()), adapter.tokenizer, everywhere)
     fitted = fit_vectors(adapter, contrast.pairs[:400], VectorConfig(shuffles=CONTROLS, seed=config.seed))
     vectors = [fitted.vectors, *(fitted.vectors.random(config.seed + i) for i in range(CONTROLS)), *fitted.shuffled]
