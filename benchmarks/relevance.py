@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lens_rnn import cli
-from lens_rnn.data import DataConfig, load_blocks
+from lens_rnn.data import DataConfig, Role, open_source
+from lens_rnn.intervals import mean_estimate
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.run import ModelConfig
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from common import report
 
 RANDOM_ORDERS = 8
+ROLES: tuple[Role, ...] = ("fit", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Config:
     model: str = ModelConfig.model
     """Folder of a Mamba-1 with its lens beside it."""
     texts: int = 100
-    """Held-out texts of the standard library."""
+    """Texts of the standard library, each of another file: texts of one file are alike, and intervals count texts."""
     tokens: int = 48
     """Tokens of a text; the last is where the logit is read and stays."""
     counts: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 40)
@@ -43,15 +45,25 @@ class Config:
     """JSON file for the figures."""
 
 
+def texts_of_files(adapter: ModelAdapter, config: Config, rng: np.random.Generator) -> list[list[int]]:
+    """One text (tokens), from a random place, of each of so many files, of those fitted on and those held out."""
+    source = open_source(DataConfig())
+    documents = [document for role in ROLES for document in source.documents(role)]
+    texts: list[list[int]] = []
+    for i in rng.permutation(len(documents)).tolist():
+        ids = list(adapter.tokenizer(documents[i].text)["input_ids"])
+        if len(texts) < config.texts and len(ids) >= config.tokens:
+            start = int(rng.integers(len(ids) - config.tokens + 1))
+            texts.append(ids[start : start + config.tokens])
+    return texts
+
+
 def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | None) -> dict[str, np.ndarray]:
     """By order: the mean fall over the counts of each text, (texts), in logits. The quantity is the likeliest next
     token's logit."""
     rng = np.random.default_rng(config.seed)
-    blocks = load_blocks(DataConfig(seq_len=64), "eval", adapter.tokenizer)
     by_order: dict[str, list[float]] = {name: [] for name in (*METHODS, "last first", "random")}
-    chosen = rng.permutation(len(blocks))[: config.texts]
-    for row in tqdm(chosen, desc=f"layer {layer}" if layer is not None else "model"):
-        ids = blocks.tokens[row, : config.tokens].astype(int).tolist()
+    for ids in tqdm(texts_of_files(adapter, config, rng), desc=f"layer {layer}" if layer is not None else "model"):
         by_method = [relevance(adapter, ids, Explained(layer=layer), method=method, lens=lens) for method in METHODS]
         last = config.tokens - 1
         orders = [np.argsort(-r.tokens[:last].numpy(), kind="stable") for r in by_method] + [np.arange(last)[::-1]]
@@ -63,16 +75,12 @@ def falls(adapter: ModelAdapter, lens: TunedLens, config: Config, layer: int | N
     return {name: np.array(values) for name, values in by_order.items()}
 
 
-def row(name: str, by_quantity: list[dict[str, np.ndarray]], rng: np.random.Generator) -> list[str]:
-    """One order: its fall, and by how much the first method's is more, with a 95 % bootstrap interval over texts."""
+def row(name: str, by_quantity: list[dict[str, np.ndarray]]) -> list[str]:
+    """One order: its fall, and by how much the first method's is more, with a 95 % interval over texts."""
     cells = [name]
     for fall in by_quantity:
-        margin = fall[METHODS[0]] - fall[name]
-        low, high = np.percentile(rng.choice(margin, (10_000, len(margin))).mean(1), [2.5, 97.5])
-        cells += [
-            f"{fall[name].mean():.2f}",
-            "" if name == METHODS[0] else f"{margin.mean():.2f} [{low:.2f}, {high:.2f}]",
-        ]
+        margin = mean_estimate(fall[METHODS[0]] - fall[name])
+        cells += [f"{fall[name].mean():.2f}", "" if name == METHODS[0] else margin.rounded(2)]
     return cells
 
 
@@ -81,7 +89,6 @@ def main(config: Config) -> None:
     adapter = load_model(config.model, device="cpu")
     lens = TunedLens.load(adapter, f"{config.model.rstrip('/')}-lens")
     by_quantity = [falls(adapter, lens, config, layer) for layer in (None, config.layer)]
-    rng = np.random.default_rng(config.seed)
     header = [
         "order of removal",
         "model: fall",
@@ -89,9 +96,12 @@ def main(config: Config) -> None:
         f"lens, layer {config.layer}: fall",
         f"{METHODS[0]} more by",
     ]
-    rows = [row(name, by_quantity, rng) for name in by_quantity[0]]
+    rows = [row(name, by_quantity) for name in by_quantity[0]]
     counts = ", ".join(map(str, config.counts))
-    notes = [f"{config.texts} texts of {config.tokens} tokens; mean fall in logits over {counts} tokens left out."]
+    notes = [
+        f"{config.texts} texts of {config.tokens} tokens, each of another file; mean fall in logits over {counts} "
+        "tokens left out."
+    ]
     report(
         f"{Path(config.model).name}: what the likeliest next token's logit loses", header, rows, notes, config.output
     )

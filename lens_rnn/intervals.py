@@ -4,7 +4,7 @@ Means by the bootstrap of Student's t: what is resampled is how many of its own 
 the limits follow the skewness of the values and the fewness of the clusters (Efron & Tibshirani 1993, section 12.5;
 Hesterberg 2015, section 5.5). A resample is how often each cluster is drawn, so that rows of one cluster (a document, a
 question's stem) come and go together, and several means are resampled together. scipy.stats.bootstrap (1.17) has
-neither clusters nor Student's t. What these intervals cover is measured by benchmarks/coverage.py.
+neither clusters nor Student's t. What these intervals cover is measured by benchmarks/interval_coverage.py.
 """
 
 from functools import lru_cache

@@ -32,10 +32,8 @@ def experiment_figure(experiment: Experiment, adapter: ModelAdapter, latent: Map
     """Three panels, or four with the lens's view. Bands and bars have 95 % intervals over the clusters of the test
     questions."""
     shape = (2, 2) if latent else (1, 3)
-    title = (
-        f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {len(experiment.contrast.test)} "
-        "held-out questions"
-    )
+    questions = len(experiment.contrast.test)
+    title = f"Steering {Path(adapter.name).name}: {experiment.contrast.name}, {questions} test questions"
     width, height = (9.6, 7.4) if latent else (13, 3.9)
     figure = new_figure(width, height, title)
     places = figure.subplots(*shape).flatten()

@@ -179,3 +179,29 @@ def test_a_fit_takes_the_memory_that_its_plan_says(
     for name, sizes in fits.items():
         assert sizes["taken"] > 100 * 2**20, name
         assert sizes["planned"] == pytest.approx(sizes["taken"], rel=0.2), name
+
+
+def test_coverage_of_made_populations_and_of_the_demonstration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    size = ("--repetitions", 20, "--output", tmp_path / "coverage.json")
+    assert run_in_process("benchmarks/interval_coverage.py", monkeypatch, *size, "--clusters", 25) == 0
+    rows = json.loads((tmp_path / "coverage.json").read_text())["rows"]
+    shares = {(row[0], row[1]): float(row[3].rstrip(" %")) for row in rows}
+    ours = [share for (interval, _), share in shares.items() if not interval.startswith("(")]
+    assert np.mean(ours) > 90
+    assert np.mean(list(shares.values())) < np.mean(ours)  # the others do not hold
+    assert "What 95 % intervals cover" in capsys.readouterr().out
+
+
+def test_documents_are_drawn_as_the_demonstration_draws_them() -> None:
+    coverage = import_module("interval_coverage")
+    documents = [([0, 1], []), ([2], [3]), ([], [4])]
+    sample = coverage.drawn_as_the_demonstration(np.arange(5.0)[None], documents, 3)
+    values, clusters = sample(np.random.default_rng(0), 0)
+    assert values.shape == (1, 6)
+    assert np.isin(values, [0, 1, 2]).sum() == np.isin(values, [3, 4]).sum() == 3
+    assert len(clusters) == 6
+    for cluster in np.unique(clusters):
+        drawn = values[0, clusters == cluster].tolist()
+        assert any(set(drawn) <= {*a, *b} for a, b in documents)

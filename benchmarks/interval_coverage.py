@@ -1,7 +1,7 @@
 """What intervals of means cover: of populations whose mean is known, and of the demonstration's own questions.
 
-python benchmarks/coverage.py
-python benchmarks/coverage.py --model checkpoints/tiny-mamba
+python benchmarks/interval_coverage.py
+python benchmarks/interval_coverage.py --model checkpoints/tiny-mamba
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -208,7 +208,7 @@ def demonstration_cases(config: Config) -> Iterator[Case]:
     """The demonstration's own questions: its range and what lies beyond controls, of documents drawn as it draws
     them."""
     adapter = load_model(str(config.model), device="cpu")
-    everywhere = NextWordConfig(questions=10_000, places=2, seed=config.seed)
+    everywhere = NextWordConfig(questions=10_000, places=1, seed=config.seed)
     contrast = next_word_contrast(open_source(DataConfig()), adapter.tokenizer, everywhere)
     fitted = fit_vectors(adapter, contrast.pairs[:400], VectorConfig(shuffles=CONTROLS, seed=config.seed))
     vectors = [fitted.vectors, *(fitted.vectors.random(config.seed + i) for i in range(CONTROLS)), *fitted.shuffled]
