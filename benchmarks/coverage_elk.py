@@ -36,9 +36,9 @@ class Config:
 
     layers: tuple[int, ...] = (8, 24, 64)
     """Layers of noise from which one is chosen."""
-    questions: int = 700
+    questions: int = 160
     """Questions to fit on, and as many to report on, in the simulations of noise."""
-    noise_runs: int = 500
+    noise_runs: int = 200
     """Simulations of noise, for each number of layers."""
     areas: tuple[float, ...] = (0.5, 0.7, 0.9, 0.97)
     """True AUROCs."""
@@ -46,7 +46,7 @@ class Config:
     """Positives and negatives scored. As in eval/elk.py's default: BH and AH 44+131, A and B 175+175, all 350+1050."""
     gap_questions: tuple[int, ...] = (64, 160, 700)
     """Questions of the simulations of recovered gaps."""
-    runs: int = 2000
+    runs: int = 1000
     """Simulations of each AUROC and each gap."""
     seed: int = 0
     """Of everything."""
@@ -66,7 +66,7 @@ class Tally:
     def cells(self) -> list[str]:
         """The lowest coverage of a case, and the mean."""
         shares = [float(np.mean(held)) for held in self.held.values()]
-        return [str(len(shares)), f"{min(shares):.3f}", f"{np.mean(shares):.3f}"]
+        return [str(len(shares)), f"{min(shares):.3f}", f"{np.mean(shares):.3f}"] if shares else ["0", "", ""]
 
 
 def noise(layers: int, config: Config, random: np.random.Generator) -> tuple[Tally, Tally]:
@@ -74,18 +74,21 @@ def noise(layers: int, config: Config, random: np.random.Generator) -> tuple[Tal
     transfers."""
     data = generate("comparison", {"validation": config.questions, "test": config.questions})
     fit, test = data.rows("validation"), data.rows("test")
-    honest, lucky = Tally(), Tally()
+    honest, lucky, own = Tally(), Tally(), labels(test)
     for _ in tqdm(range(config.noise_runs), desc=f"{layers} layers"):
         seen, unseen = (random.standard_normal((layers, len(rows), WIDTH)) for rows in (fit, test))
+        reported: dict[str, list[ProbeScores]] = {"honest": [], "lucky": []}
         for subset in TRANSFERS:
             chosen, odds = read_noise(subset, fit, seen, unseen)
-            own, at_home = labels(test), home(test, subset)
+            at_home = home(test, subset)
             luckiest = earliest_informative([auroc(own[at_home], of_layer[at_home]) for of_layer in odds])
-            for layer, tally in ((chosen, honest), (luckiest, lucky)):
+            for name, layer in (("honest", chosen), ("lucky", luckiest)):
                 # the one that is reported, alone: curves over all layers are the rest of the work
                 alone = ProbeScores("noise", "noise", subset, (1.0,), odds[[layer]], (False,), (0.5,), {})
-                for r in score_transfers([alone], test):
-                    tally.add((r.train, r.test), r.auroc.low, r.auroc.high, 0.5)
+                reported[name].append(alone)
+        for tally, scores in ((honest, reported["honest"]), (lucky, reported["lucky"])):
+            for r in score_transfers(scores, test):
+                tally.add((r.train, r.test), r.auroc.low, r.auroc.high, 0.5)
     return honest, lucky
 
 

@@ -120,6 +120,7 @@ def test_quality_per_token_continues(
             "K-FAC takes",
         ),
         ("scan", ("--d-model", 16, "--forward", 2, 16, "--training", 2, 8, "--rounds", 1), "training step, 2×8 tokens"),
+        ("coverage_elk", ("--layers", 2, "--noise-runs", 1, "--runs", 1, "--questions", 64), "AUROC, 4+12 rows"),
         ("gpu_fit", ("--device", "cpu", "--tiny", "--tokens", 2048, "--seq-len", 32, "--batch-size", 16), "tiny, kfac"),
     ],
 )
