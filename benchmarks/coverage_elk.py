@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.directions import mean_difference
@@ -18,6 +19,7 @@ from lens_rnn.elk.scores import area, auroc, auroc_estimate, ratio_estimate
 from lens_rnn.elk.selection import earliest_informative, folds, validated
 from lens_rnn.elk.subsets import TRANSFERS, home, members, questions
 from lens_rnn.elk.transfer import score_transfers
+from lens_rnn.ranges import SEED, number, whole
 
 import numpy as np
 from scipy.stats import norm
@@ -34,21 +36,21 @@ SCALES = {"alike": (1.0, 1.0), "positives wider": (3.0, 1.0), "negatives wider":
 class Config:
     """Coverage of the intervals of AUROCs and recovered gaps."""
 
-    layers: tuple[int, ...] = (8, 24, 64)
+    layers: Annotated[tuple[int, ...], whole(1)] = (8, 24, 64)
     """Layers of noise from which one is chosen."""
-    questions: int = 160
+    questions: Annotated[int, whole(1)] = 160
     """Questions to fit on, and as many to report on, in the simulations of noise."""
-    noise_runs: int = 200
+    noise_runs: Annotated[int, whole(1)] = 200
     """Simulations of noise, for each number of layers."""
-    areas: tuple[float, ...] = (0.5, 0.7, 0.9, 0.97)
+    areas: Annotated[tuple[float, ...], number(0.5, below=1)] = (0.5, 0.7, 0.9, 0.97)
     """True AUROCs."""
     sizes: tuple[str, ...] = ("4+4", "4+12", "12+36", "44+131", "175+175", "350+1050")
     """Positives and negatives scored. As in eval/elk.py's default: BH and AH 44+131, A and B 175+175, all 350+1050."""
-    gap_questions: tuple[int, ...] = (64, 160, 700)
+    gap_questions: Annotated[tuple[int, ...], whole(1)] = (64, 160, 700)
     """Questions of the simulations of recovered gaps."""
-    runs: int = 1000
+    runs: Annotated[int, whole(1)] = 1000
     """Simulations of each AUROC and each gap."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of everything."""
     output: Path | None = None
     """JSON file for the figures."""

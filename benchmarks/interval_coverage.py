@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, open_source
 from lens_rnn.errors import ConfigError
 from lens_rnn.intervals import Estimate, estimate, mean_estimate, row_weights, share_estimate
 from lens_rnn.models import load_model
+from lens_rnn.ranges import SEED, check_ranges, number, whole
 from lens_rnn.steering import (
     Edit,
     NextWordConfig,
@@ -43,29 +45,30 @@ CONTROLS = 5
 class Config:
     """How often 95 % intervals hold the mean."""
 
-    repetitions: int = 2000
+    repetitions: Annotated[int, whole(1)] = 2000
     """Samples of each population: of 95 % their share has a standard error of 0.5 percentage points."""
-    clusters: tuple[int, ...] = (10, 20, 40)
+    clusters: Annotated[tuple[int, ...], whole(2)] = (10, 20, 40)
     """Of a sample."""
     model: str | None = None
     """Folder of a demo model: steered at the layers below, its answers at all places that made no vector are the
     population in place of the made ones, and samples have the demonstration's size."""
-    residual_layer: int = 6
+    residual_layer: Annotated[int, whole()] = 6
     """Where the residual stream is steered."""
-    state_layer: int = 5
+    state_layer: Annotated[int, whole()] = 5
     """Where the state is steered, and where both are."""
-    multiplier: float = 3.0
+    multiplier: Annotated[float, number(above=0)] = 3.0
     """The vectors' multiplier, in both signs."""
-    questions: int = 50
+    questions: Annotated[int, whole(2)] = 50
     """Of the demonstration, for a model."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the samples."""
     output: Path | None = None
     """JSON file for the figures."""
 
     def __post_init__(self) -> None:
-        if self.repetitions < 1 or not self.clusters or min(self.clusters) < 2:
-            raise ConfigError(f"repetitions {self.repetitions} or clusters {self.clusters} are too few")
+        check_ranges(self)
+        if not self.clusters:
+            raise ConfigError("clusters is empty; name at least one number of them")
 
 
 # --- populations ------------------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ python benchmarks/relevance.py
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.data import DataConfig, Role, open_source
 from lens_rnn.intervals import mean_estimate
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter, load_model
+from lens_rnn.ranges import SEED, whole
 from lens_rnn.run import ModelConfig
 from lens_rnn.views.relevance import METHODS, Explained, relevance
 from lens_rnn.views.removal import without_tokens
@@ -31,15 +33,15 @@ class Config:
 
     model: str = ModelConfig.model
     """Folder of a Mamba-1 with its lens beside it."""
-    texts: int = 100
+    texts: Annotated[int, whole(1)] = 100
     """Texts of the standard library, each of another file: texts of one file are alike, and intervals count texts."""
-    tokens: int = 48
+    tokens: Annotated[int, whole(2)] = 48
     """Tokens of a text; the last is where the logit is read and stays."""
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 24, 32, 40)
+    counts: Annotated[tuple[int, ...], whole(1)] = (1, 2, 4, 8, 16, 24, 32, 40)
     """How many tokens are left out."""
-    layer: int = 3
+    layer: Annotated[int, whole()] = 3
     """The layer whose tuned lens is explained, besides the model."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the texts and the random orders."""
     output: Path | None = None
     """JSON file for the figures."""

@@ -11,6 +11,7 @@ import math
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
@@ -28,6 +29,7 @@ from lens_rnn.elk.templates import templates_of
 from lens_rnn.elk.transfer import Result, score_transfers
 from lens_rnn.files import write_text
 from lens_rnn.processes import refuse_processes
+from lens_rnn.ranges import whole
 from lens_rnn.run import ModelConfig, begin_output, check_output, start_processes
 
 from tqdm import tqdm
@@ -51,9 +53,9 @@ class Config(ModelConfig, FeatureConfig):
     lens's."""
     data: str | None = None
     """Quirky set, as for train/finetune_quirky.py. Default: what the model was fine-tuned on."""
-    validation_questions: int | None = None
+    validation_questions: Annotated[int | None, whole(1)] = None
     """Questions to fit probes on. Default: as many as at fine-tuning."""
-    test_questions: int | None = None
+    test_questions: Annotated[int | None, whole(1)] = None
     """Questions to test on. Default: as many as at fine-tuning."""
     features: Path | None = None
     """Folder in which to keep the features. Default: they are deleted at the end."""

@@ -10,7 +10,7 @@ steering.json, steering.csv, steering.png, generations.json and vectors.safetens
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lens_rnn import cli
 from lens_rnn.activity import doing
@@ -20,6 +20,7 @@ from lens_rnn.files import write_json, write_text
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import refuse_processes
+from lens_rnn.ranges import whole
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
 from lens_rnn.steering.contrasts import BehaviourConfig, Contrast, behaviour_contrast
 from lens_rnn.steering.experiment import Experiment, ExperimentConfig, run_experiment
@@ -54,18 +55,18 @@ class Config(ModelConfig, ExperimentConfig):
     in it."""
     balance_letters: bool = False
     """Make vectors from every item twice, once with its options swapped, so that they carry no bias to a letter."""
-    pairs: int = 400
+    pairs: Annotated[int, whole(2)] = 400
     """Pairs that vectors are made from, at most."""
-    questions: int = 50
+    questions: Annotated[int, whole(2)] = 50
     """Questions to choose layer and multiplier on, and as many to report on. Of --words half of them before each, one a
     document as long as documents last."""
-    places: int = 4
+    places: Annotated[int, whole(1)] = 4
     """Of --words, places of one document that pairs and questions may come from, at most, before each word."""
-    capability: int = 50
+    capability: Annotated[int, whole()] = 50
     """Questions of the MMLU and of the TruthfulQA sample beside a behaviour; 0 for none."""
-    generations: int = 3
+    generations: Annotated[int, whole()] = 3
     """Texts that are gone on with, unsteered and steered."""
-    new_tokens: int = 40
+    new_tokens: Annotated[int, whole(1)] = 40
     """Tokens of each."""
     lens: str | None = None
     """Folder or tuned-lens resource of a lens. Default: the one in lenses/ that was fitted last for the model, or the
@@ -84,9 +85,6 @@ class Config(ModelConfig, ExperimentConfig):
                 f"--behaviour {self.behaviour} needs --data: a folder or Hub data set with generate/ and test/"
             )
         _ = self.contrast_config  # which checks the words, and how many there are of what
-        for name, least in (("pairs", 2), ("questions", 2), ("capability", 0), ("generations", 0), ("new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     @property
     def contrast_config(self) -> BehaviourConfig | NextWordConfig:

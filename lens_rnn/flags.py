@@ -51,7 +51,7 @@ def parse(config_type: type[Config], arguments: list[str]) -> Config:
     kinds = get_type_hints(config_type)
     values = {} if file is None else _read_yaml(Path(file), kinds)
     values |= {name: _fitted(word, kinds[name], _flag(name), words=True) for name, word in words.items()}
-    if missing := [_flag(field.name) for field in fields if _is_required(field) and field.name not in values]:
+    if missing := [_flag(field.name) for field in fields if is_required(field) and field.name not in values]:
         raise ConfigError(f"missing: {', '.join(missing)}; see --help")
     config = config_type(**values)
     check_ranges(config)
@@ -74,7 +74,7 @@ def _parser(config_type: type) -> _Parser:
         base, text = docstrings.get(field.name, (config_type, ""))
         if base not in groups:
             groups[base] = parser.add_argument_group((base.__doc__ or base.__name__).splitlines()[0].rstrip("."))
-        if _is_required(field):
+        if is_required(field):
             text += " (required)"
         elif field.default not in (None, (), dataclasses.MISSING):
             text += f" (default: {field.default})"
@@ -130,7 +130,8 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _is_required(field: dataclasses.Field) -> bool:
+def is_required(field: dataclasses.Field) -> bool:
+    """Whether a field has no default."""
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 

@@ -1,17 +1,18 @@
 """The range of a setting, stated beside it and checked where it enters: `steps: Annotated[int, whole(1)] = 1000`."""
 
 from functools import cache
-from math import inf, isfinite
 from typing import Any, NamedTuple, get_type_hints
 
 from lens_rnn.errors import ConfigError
 
 MOST = 10**12
 """The largest whole number of a setting that names no other limit: so many tokens, rows or steps nobody has."""
+LARGEST = 1e30
+"""The same for other numbers, in either sign: what float32 can still multiply."""
 
 
 class Range(NamedTuple):
-    """Which numbers a setting can have. Infinity and NaN are never among them."""
+    """Which numbers a setting can have. NaN is never among them, nor, as `whole` and `number` make it, infinity."""
 
     least: float
     most: float
@@ -24,15 +25,16 @@ class Range(NamedTuple):
         if isinstance(value, bool) or not isinstance(value, int if self.is_whole else int | float):
             return False
         above = value > self.least if self.open_below else value >= self.least
-        return above and (value < self.most if self.open_above else value <= self.most) and isfinite(value)
+        return above and (value < self.most if self.open_above else value <= self.most)
 
     def __str__(self) -> str:
-        words = ["a whole number"] if self.is_whole else ["finite"]
-        if self.least > -inf:
+        limit = MOST if self.is_whole else LARGEST
+        words = ["a whole number"] if self.is_whole else []
+        if self.least > -limit:
             words.append(f"{'above' if self.open_below else 'at least'} {self.least:g}")
-        if self.most < (MOST if self.is_whole else inf):
+        if self.most < limit:
             words.append(f"{'below' if self.open_above else 'at most'} {self.most:g}")
-        return " and ".join(words[1:] or words)
+        return " and ".join(words[-2:]) or f"within ±{limit:g}"
 
 
 def whole(least: int = 0, most: int = MOST) -> Range:
@@ -40,10 +42,16 @@ def whole(least: int = 0, most: int = MOST) -> Range:
     return Range(least, most, is_whole=True)
 
 
-def number(least: float = -inf, most: float = inf, *, above: float | None = None, below: float | None = None) -> Range:
+def number(
+    least: float | None = None, most: float | None = None, *, above: float | None = None, below: float | None = None
+) -> Range:
     """Numbers from least to most, or above and below two others."""
+    lower, upper = least if above is None else above, most if below is None else below
     return Range(
-        least if above is None else above, most if below is None else below, above is not None, below is not None
+        -LARGEST if lower is None else lower,
+        LARGEST if upper is None else upper,
+        open_below=above is not None,
+        open_above=below is not None,
     )
 
 
@@ -57,12 +65,14 @@ def check_ranges(config: Any) -> None:
 
     None, where a field may be that, has no range; of a tuple every entry has it.
     """
-    for name, allowed in ranges_of(type(config)).items():
+    config_type: type = type(config)
+    for name, allowed in ranges_of(config_type).items():
         value = getattr(config, name)
         for entry in value if isinstance(value, tuple | list) else (value,):
             if entry is not None and not allowed.allows(entry):
-                finite = "" if isinstance(entry, str) or (entry == entry and abs(entry) < inf) else "finite, "
-                raise ConfigError(f"{name} is {entry!r}; it must be {finite}{allowed}")
+                limit = MOST if allowed.is_whole else LARGEST
+                huge = isinstance(entry, int | float) and not abs(entry) <= limit  # NaN, too
+                raise ConfigError(f"{name} is {entry!r}; it must be {allowed}{f', within ±{limit:g}' if huge else ''}")
 
 
 @cache

@@ -4,9 +4,10 @@ to report on. Here from contrastive questions of a behaviour."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from lens_rnn.errors import ConfigError, DataError
+from lens_rnn.errors import DataError
+from lens_rnn.ranges import SEED, check_ranges, whole
 from lens_rnn.steering.clusters import stem, with_clusters, words_of
 from lens_rnn.steering.items import Item, balanced, behaviour_file, read_items, swapped, warn_of_letters
 from lens_rnn.steering.pairs import Pair, Question, tokenise
@@ -40,16 +41,15 @@ class BehaviourConfig:
     """What stands before an answer: a name of TEMPLATES, "tokenizer", or a text with {question} in it."""
     balance_letters: bool = False
     """Every item of the pairs twice, once with its options swapped."""
-    pairs: int | None = None
+    pairs: Annotated[int | None, whole(1)] = None
     """At most so many items for the pairs; None for all."""
-    questions: int = 50
+    questions: Annotated[int, whole(1)] = 50
     """Validation questions, and at most as many test questions."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the order of the items."""
 
     def __post_init__(self) -> None:
-        if self.questions < 1 or (self.pairs is not None and self.pairs < 1):
-            raise ConfigError(f"questions is {self.questions} and pairs {self.pairs}; each must be at least 1")
+        check_ranges(self)
 
 
 def behaviour_contrast(

@@ -3,14 +3,14 @@ on others, beside controls that have none. Protocol: Paulo, Marshall & Belrose 2
 what it leaves open closed.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from lens_rnn.errors import ConfigError
 from lens_rnn.intervals import Estimate
 from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import SEED, check_ranges, number, whole
 from lens_rnn.steering.contrasts import Contrast
 from lens_rnn.steering.evaluation import TARGETS, Edit, Scores, Target, beyond_controls, edits_of, score_answers
 from lens_rnn.steering.pairs import Question
@@ -27,41 +27,34 @@ class ExperimentConfig:
 
     method: Method = "mean"
     """How a vector is made: mean, lda or logistic."""
-    shrinkage: float = 0.1
+    shrinkage: Annotated[float, number(0, 1)] = 0.1
     """Of the within-class covariance towards its mean diagonal, for lda."""
     targets: tuple[Target, ...] = TARGETS
     """What is steered: residual, state, both."""
-    layers: tuple[int, ...] = ()
+    layers: Annotated[tuple[int, ...], whole()] = ()
     """Layers that are tried, one at a time. Default: all, but the residual stream not at a trivial layer, where it is
     the final norm's input."""
-    multipliers: tuple[float, ...] = MULTIPLIERS
+    multipliers: Annotated[tuple[float, ...], number()] = MULTIPLIERS
     """Tried at each layer: 0 and at least one value in both signs. Default: those of the paper."""
-    controls: int = 5
+    controls: Annotated[int, whole(1)] = 5
     """Random vectors, and as many vectors from shuffled labels, that the effect is held against."""
-    least_mass: float = 0.5
+    least_mass: Annotated[float, number(0, 1)] = 0.5
     """Share of the unsteered probability of both answers that must be left at the layer and multiplier chosen."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the controls and the bootstrap."""
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if unknown := [target for target in self.targets if target not in TARGETS]:
             raise ConfigError(f"target {unknown[0]!r} is unknown; choose from {', '.join(TARGETS)}")
         if not self.targets:
             raise ConfigError("targets is empty; name at least one of " + ", ".join(TARGETS))
-        if wrong := [m for m in self.multipliers if not math.isfinite(m)]:
-            raise ConfigError(f"multipliers hold {wrong[0]}; each must be a finite number")
         for name in ("targets", "layers", "multipliers"):
             values = getattr(self, name)
             if twice := [value for i, value in enumerate(values) if value in values[:i]]:
                 raise ConfigError(f"{name} name {twice[0]} twice; name each once")
-        if not 0 <= self.least_mass <= 1:
-            raise ConfigError(f"least_mass is {self.least_mass}; it must be between 0 and 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}; it must be at least 0")
         if 0 not in self.multipliers or not self.strengths:
             raise ConfigError(f"multipliers are {self.multipliers}; they need 0, and a value in both signs")
-        if self.controls < 1:
-            raise ConfigError(f"controls is {self.controls}; an effect needs at least 1 to be held against")
 
     @property
     def vectors(self) -> VectorConfig:

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Annotated
 
 from lens_rnn.data import Role, Source
 from lens_rnn.errors import ConfigError, DataError
+from lens_rnn.ranges import SEED, check_ranges, whole
 from lens_rnn.steering.contrasts import Contrast
 from lens_rnn.steering.pairs import Pair, Question
 
@@ -27,23 +29,21 @@ class NextWordConfig:
 
     words: tuple[str, str] = (" return", " raise")
     """The matching word and the other, each one token."""
-    context: int = 48
+    context: Annotated[int, whole(2)] = 48
     """Tokens before the word, which are what is read."""
-    pairs: int = 400
+    pairs: Annotated[int, whole(2)] = 400
     """At most."""
-    questions: int = 100
+    questions: Annotated[int, whole(4)] = 100
     """Validation questions, and as many test questions, at most; half of them before each word."""
-    places: int = 4
+    places: Annotated[int, whole(1)] = 4
     """Of each document, before each word, at most."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the documents' order, and of the places in them."""
 
     def __post_init__(self) -> None:
         if self.words[0] == self.words[1]:
             raise ConfigError(f"both words are {self.words[0]!r}; a contrast needs two different ones")
-        for name, least in (("context", 2), ("pairs", 2), ("questions", 4), ("places", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        check_ranges(self)
 
 
 @dataclass

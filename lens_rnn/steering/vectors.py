@@ -8,13 +8,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from lens_rnn.artifacts import sha256_of
 from lens_rnn.directions import PairSums, discriminant, logistic, shrunk
 from lens_rnn.errors import ArtifactError, ConfigError, DataError, FitError
 from lens_rnn.files import write_atomically
 from lens_rnn.models import ModelAdapter
+from lens_rnn.ranges import SEED, check_ranges, number, whole
 from lens_rnn.steering.pairs import Pair, Text, data_sha256, tokenised_pairs
 
 import numpy as np
@@ -126,20 +127,19 @@ class VectorConfig:
     last two are scaled to the norm of the mean difference, so that a multiplier means the same for all."""
     states: bool = True
     """Also for every tensor of the recurrent state."""
-    shrinkage: float = 0.1
+    shrinkage: Annotated[float, number(0, 1)] = 0.1
     """Of Σ towards its mean diagonal, for lda."""
-    shuffles: int = 0
+    shuffles: Annotated[int, whole()] = 0
     """Vectors from shuffled labels, as controls."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of the shuffles."""
-    batch_size: int = 16
+    batch_size: Annotated[int, whole(1)] = 16
     """Pairs in a pass."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise ConfigError(f"method {self.method!r} is unknown; choose from {', '.join(get_args(Method))}")
-        if not 0 <= self.shrinkage <= 1:
-            raise ConfigError(f"shrinkage is {self.shrinkage}; it must be between 0 and 1")
+        check_ranges(self)
         if self.states and self.method == "logistic":
             raise ConfigError(
                 "logistic vectors exist for the residual stream only: states are too large to keep; choose mean or lda"

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from lens_rnn import cli
+from lens_rnn import cli, flags
 from lens_rnn.ranges import ranges_of
 
 import pytest
@@ -75,6 +75,10 @@ def test_bad_values_end_in_one_line(
 ) -> None:
     config = config_of(script)
     hints, ranges, tried = get_type_hints(config), ranges_of(config), 0
+    required = {field.name: hints[field.name] for field in dataclasses.fields(config) if flags.is_required(field)}
+    needed = [
+        f"--{name}={get_args(hint)[0] if get_origin(hint) is Literal else 'x'}" for name, hint in required.items()
+    ]
 
     def never(_: Any) -> None:
         raise AssertionError("main must not begin")
@@ -82,7 +86,7 @@ def test_bad_values_end_in_one_line(
     for field in dataclasses.fields(config):
         for value in bad_values(hints[field.name], ranges.get(field.name)):
             flag = f"--{field.name.replace('_', '-')}"
-            monkeypatch.setattr("sys.argv", [script, f"{flag}={value}"])
+            monkeypatch.setattr("sys.argv", [script, *needed, f"{flag}={value}"])
             with pytest.raises(SystemExit) as stop:
                 cli.run(never, config)
             error = capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""What a fit needs of memory. That a real fit takes as much is tried in tests/scripts/test_benchmarks.py."""
+
+from lens_rnn.fitting.memory import FitMemory, PassMemory, fit_memory, measure_pass
+from lens_rnn.fitting.optimizers import OPTIMIZERS
+from lens_rnn.models import ModelAdapter
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+def test_a_pass_holds_its_states_and_more_while_it_runs(tiny_model: ModelAdapter) -> None:
+    forward = tiny_model.forward(torch.zeros(1, 32, dtype=torch.long))
+    tensors = {t.data_ptr(): t for t in (*forward.hidden_states, forward.norm_input, forward.final)}
+    held = sum(t.nbytes for t in tensors.values()) / 32
+    measured = measure_pass(tiny_model, 32)
+    assert measured.held == pytest.approx(held)
+    assert 1.2 * held < measured.peak < 50 * held
+
+
+def test_what_a_pass_takes_grows_with_its_tokens(tiny_model: ModelAdapter) -> None:
+    """Weights do not count: a token's share is much the same for few tokens as for many."""
+    few, many = measure_pass(tiny_model, 64), measure_pass(tiny_model, 256)
+    assert few.held == many.held
+    assert few.peak == pytest.approx(many.peak, rel=0.3)
+
+
+def memory(adapter: ModelAdapter, optimizer: str = "kfac", **changes) -> FitMemory:
+    settings = {
+        "forward": PassMemory(5000.0, 1000.0),
+        "tokens": 64,
+        "chunk_tokens": 32,
+        "products": torch.float32,
+        "has_start": True,
+        "copies_targets": False,
+        "device": CPU,
+        "world": 1,
+        "sharded": False,
+    }
+    return fit_memory(adapter, OPTIMIZERS[optimizer], **(settings | changes))
+
+
+def test_the_start_and_the_steps_are_not_there_together(tiny_model: ModelAdapter) -> None:
+    whole = memory(tiny_model)
+    lasting, start, step = (sum(part.values()) for part in (whole.lasting, whole.start, whole.step))
+    assert whole.needed == lasting + max(start, step)
+    assert memory(tiny_model, has_start=False).start == {}
+    assert memory(tiny_model, has_start=False).needed == lasting + step
+
+
+def test_what_makes_a_fit_larger(tiny_model: ModelAdapter) -> None:
+    plain = memory(tiny_model)
+    assert memory(tiny_model, "adamw").needed < plain.needed
+    assert sum(memory(tiny_model, world=2).step.values()) > sum(plain.step.values())
+    assert memory(tiny_model, world=2, sharded=True).lasting["model"] == plain.lasting["model"] // 2
+    assert memory(tiny_model, tokens=6400).needed > memory(tiny_model, tokens=640).needed
+    states = PassMemory(1000.0, 1000.0)
+    once, twice = (memory(tiny_model, forward=states, copies_targets=copies) for copies in (False, True))
+    assert sum(twice.step.values()) - sum(once.step.values()) == 64_000
+    narrow, wide = (sum(memory(tiny_model, chunk_tokens=chunk).step.values()) for chunk in (320, 640))
+    buffers = wide - narrow - 320 * 8 * tiny_model.d_model * 4
+    assert buffers == 320 * tiny_model.vocab_size * 2 * 4, "two buffers of logits"
