@@ -178,8 +178,8 @@ def test_a_shipped_quirky_model_is_small_and_as_quirky_as_its_card_says(name: st
 
 @pytest.mark.slow
 def test_the_demonstration(tmp_path: Path) -> None:
-    """Both shipped models, without arguments: probes fitted in Alice's context on hidden states do better than chance
-    in Bob's."""
+    """Both shipped models, without arguments: a probe of Alice's context reads recurrent states in Bob's better than
+    random directions do, and hidden states not."""
     done = run_script("eval/elk.py", "--output", tmp_path, timeout=900)
     assert done.returncode == 0, done.stderr
     for name in SHIPPED:
@@ -188,4 +188,6 @@ def test_the_demonstration(tmp_path: Path) -> None:
         by = {(r.feature, r.probe, r.train, r.test): r for r in report.transfers}
         assert by["raw", "lr", "A", "A"].auroc.value > 0.95
         assert by["raw", "lr", "B", "B"].auroc.value < 0.1  # it has learned what Bob says
+        clear = {r.feature for r in report.transfers if (r.train, r.test) == ("A", "B") and r.clears}
+        assert clear == {"state", "state_heads"}
         assert len(report.anomalies) == 12
