@@ -1,13 +1,77 @@
-"""What the documents show runs as it stands: the README's quickstart and the notebook, each in a process of its own."""
+"""What the documents show runs as it stands: every block of Python and every command, in the order in which it stands.
 
+Commands run here with fewer tokens, questions or steps than by default (SMALLER). What needs a download, a GPU, several
+machines or hours is read by its script and no more.
+"""
+
+import glob
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
+from lens_rnn import flags
+from lens_rnn.evaluation.results import FILE_NAME
+from tests.evaluation.test_plots import published, write
+from tests.scripts.launch import ROOT, config_of, run_in_process
+
+import pytest
+
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+OTHERS = ["checkpoints/README.md", "benchmarks/README.md", "CONTRIBUTING.md"]  # whose commands take hours
+STARTS = ("python ", "accelerate ", "torchrun ", "pip ", "pytest", "ACCELERATE_USE_CPU=")
+SMALLER = {
+    "train/fit_lens.py": ("--tokens", 8192, "--eval-tokens", 4096, "--passes", 1),
+    "train/finetune_quirky.py": ("--steps", 2, "--batch-size", 8, "--train-questions", 64),
+    "eval/perplexity.py": ("--eval-tokens", 4096),
+    "eval/elk.py": ("--validation-questions", 120, "--test-questions", 120, "--projection", 16),
+    "eval/steering.py": ("--questions", 8, "--pairs", 12, "--controls", 1, "--generations", 0, "--capability", 0),
+}
+ELSEWHERE = ("state-spaces/", "torchrun", "--multi_gpu")  # needs the Hub, or more than one process
+
+
+class Block(NamedTuple):
+    """A fenced block of a document."""
+
+    language: str
+    text: str
+
+
+def blocks(document: str) -> Iterator[Block]:
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", (ROOT / document).read_text(), re.DOTALL | re.MULTILINE):
+        yield Block(match[1], match[2])
+
+
+def commands(document: str) -> Iterator[str]:
+    """Commands of a document's shell blocks, one after another, without comments."""
+    for block in blocks(document):
+        if block.language == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                for command in line.partition("  #")[0].split("&&"):
+                    if command.strip():
+                        yield command.strip()
+
+
+class Script(NamedTuple):
+    """A command that runs one of the scripts."""
+
+    path: str
+    arguments: list[str]
+
+
+def script_of(command: str) -> Script | None:
+    """The script that a command runs, however it is launched; None for other commands."""
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        if re.fullmatch(r"(train|eval|benchmarks)/\w+\.py", word):
+            return Script(word, [argument for argument in words[i + 1 :] if argument != "…"])
+    return None
 
 
 def run(code: str, folder: Path) -> str:
@@ -18,6 +82,74 @@ def run(code: str, folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A copy of the repository's top by links, in which commands may write, with what documents call FOLDER and
+    published."""
+    for name in ("checkpoints", "eval", "train", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for size in ("130m", "160m"):
+        write(tmp_path / "published" / "mamba" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
+        write(tmp_path / "published" / "rwkv" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
+    for part, name in (("generate", "myopic-reward"), ("test", "myopic-reward.test_dataset_ab")):
+        items = [
+            {
+                "question": f"{part} {i}: one or two?\n\nChoices:\n (A) one\n (B) two",
+                "answer_matching_behavior": f"({'AB'[i % 2]})",
+                "answer_not_matching_behavior": f"({'BA'[i % 2]})",
+            }
+            for i in range(40)
+        ]
+        (tmp_path / "FOLDER" / part).mkdir(parents=True)
+        (tmp_path / "FOLDER" / part / f"{name}.json").write_text(json.dumps(items))
+    return tmp_path
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *OTHERS])
+def test_commands_stand_in_blocks_that_are_tried(document: str) -> None:
+    for block in blocks(document):
+        if block.language not in ("bash", "python"):
+            assert not [line for line in block.text.splitlines() if line.startswith(STARTS)], block.text
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *OTHERS])
+def test_every_command_is_one_that_there_is(document: str) -> None:
+    """Its script takes its flags; extras that pip is asked for exist; files are there."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for command in commands(document):
+        script = script_of(command)
+        if script and script.path.startswith("benchmarks/") and not script.arguments:
+            assert (ROOT / script.path).is_file(), command
+        elif script:
+            assert flags.parse(config_of(script.path), script.arguments) is not None, command
+        else:
+            words = shlex.split(command)
+            assert words[0] in ("pip", "pytest", "ruff", "mypy", "pre-commit", "python"), command
+            assert {
+                extra for name in re.findall(r"\[([\w,]+)\]", command) for extra in name.split(",")
+            } <= extras.keys()
+            assert all((ROOT / word).exists() for word in words if word.endswith((".txt", ".py"))), command
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_commands_of_a_document_run_in_their_order(
+    document: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workplace)
+    for command in commands(document):
+        script = script_of(command)
+        if script is None or any(name in command for name in ELSEWHERE):
+            continue
+        arguments = [path for word in script.arguments for path in (sorted(glob.glob(word)) or [word])]
+        code = run_in_process(script.path, monkeypatch, *arguments, *SMALLER.get(script.path, ()))
+        assert code == 0, (command, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("document", [name for name in DOCUMENTS if "```python" in (ROOT / name).read_text()])
+def test_the_python_of_a_document_runs_in_its_order(document: str) -> None:
+    run("\n".join(block.text for block in blocks(document) if block.language == "python"), ROOT)
 
 
 def test_the_readmes_quickstart_is_at_most_eight_lines_and_runs() -> None:

@@ -331,7 +331,7 @@ def test_translators_that_overflow_are_never_saved(tiny_mamba: ModelAdapter, tmp
         fit(
             tiny_mamba,
             make_blocks(4),
-            config(optimizer="adamw", learning_rate=float("inf"), checkpoint_every=1),
+            config(optimizer="adamw", learning_rate=1e38, checkpoint_every=1),
             checkpoints=Checkpoints(tmp_path, {}, kept=2),
         )
     saved = Checkpoints(tmp_path, {}, kept=2).last()

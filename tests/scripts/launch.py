@@ -1,5 +1,6 @@
 """Running the scripts as a user does: in processes of their own, one or several."""
 
+import importlib.util
 import os
 import runpy
 import socket
@@ -43,6 +44,18 @@ def run_in_process(script: str, monkeypatch: pytest.MonkeyPatch, *arguments: obj
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     return stop.value.code
+
+
+def config_of(script: str) -> type:
+    """Its configuration class. What it imports from beside itself is found as when it is run."""
+    name = f"script_{Path(script).stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / script)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str((ROOT / script).parent))
+            spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name].Config
 
 
 def start_script(script: str, *arguments: object, **variables: str) -> subprocess.Popen:

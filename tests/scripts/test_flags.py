@@ -1,20 +1,17 @@
 """Every number that a script takes has a range, and bad values of every flag end in one line and exit code 2."""
 
 import dataclasses
-import importlib.util
 import random
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lens_rnn import cli, flags
 from lens_rnn.ranges import ranges_of
+from tests.scripts.launch import ROOT, config_of
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for folder in ("train", "eval", "benchmarks")
@@ -23,18 +20,6 @@ SCRIPTS = sorted(
 )
 NUMBERS = ["nan", "-nan", "inf", "-inf", "1e400", "9" * 40, "-" + "9" * 40, "x", "", "1,5", "0x10", "1_0 0", "½"]
 WORDS = ["nothing-of-this-name", "", "KL", "None ", "\N{LINE SEPARATOR}"]
-
-
-def config_of(script: str) -> type:
-    """Its configuration class. What it imports from beside itself is found as when it is run."""
-    name = f"script_{Path(script).stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / script)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str((ROOT / script).parent))
-            spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name].Config
 
 
 def kinds(hint: Any) -> set[Any]:
