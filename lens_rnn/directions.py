@@ -95,13 +95,16 @@ def discriminant(difference: np.ndarray, covariance: np.ndarray, *, refuse_singu
     """
     if not np.isfinite(covariance).all():
         raise np.linalg.LinAlgError("a variance is not finite")
-    if not refuse_singular:
-        return np.asarray(linalg.lstsq(covariance, difference)[0])
     if covariance.ndim == 1:
         if not (covariance > 0).all():
             raise np.linalg.LinAlgError("a variance is 0")
         return difference / covariance
-    return np.asarray(linalg.cho_solve(linalg.cho_factor(covariance), difference))
+    try:
+        return np.asarray(linalg.cho_solve(linalg.cho_factor(covariance), difference))
+    except np.linalg.LinAlgError:
+        if refuse_singular:
+            raise
+        return np.asarray(linalg.lstsq(covariance, difference)[0])
 
 
 class PairSums:

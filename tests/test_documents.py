@@ -1,7 +1,7 @@
 """What the documents show runs as it stands: every block of Python and every command, in the order in which it stands.
 
-Commands run here with fewer tokens, questions or steps than by default (SMALLER). What needs a download, a GPU, several
-machines or hours is read by its script and no more.
+Commands run here with fewer tokens, questions or steps than by default (SMALLER), those of MINUTES with the slow tests.
+What needs a download, a GPU, several machines or hours is read by its script and no more.
 """
 
 import glob
@@ -28,11 +28,20 @@ OTHERS = ["checkpoints/README.md", "benchmarks/README.md", "CONTRIBUTING.md"]  #
 STARTS = ("python ", "accelerate ", "torchrun ", "pip ", "pytest", "ACCELERATE_USE_CPU=")
 SMALLER = {
     "train/fit_lens.py": ("--tokens", 8192, "--eval-tokens", 4096, "--passes", 1),
-    "train/finetune_quirky.py": ("--steps", 2, "--batch-size", 8, "--train-questions", 64),
+    "train/finetune_quirky.py": (
+        "--steps",
+        2,
+        "--batch-size",
+        8,
+        *(f"--{part}-questions=80" for part in ("train", "validation", "test")),
+    ),
     "eval/perplexity.py": ("--eval-tokens", 4096),
-    "eval/elk.py": ("--validation-questions", 120, "--test-questions", 120, "--projection", 16),
+    "eval/elk.py": ("--validation-questions", 80, "--test-questions", 80, "--projection", 8),
     "eval/steering.py": ("--questions", 8, "--pairs", 12, "--controls", 1, "--generations", 0, "--capability", 0),
 }
+MINUTES = (
+    "docs/elk.md",
+)  # all probes of three quirky models; tests/scripts/test_elk.py runs its commands on small ones
 ELSEWHERE = ("state-spaces/", "torchrun", "--multi_gpu")  # needs the Hub, or more than one process
 
 
@@ -90,6 +99,7 @@ def workplace(tmp_path: Path) -> Path:
     published."""
     for name in ("checkpoints", "eval", "train", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
+    write(tmp_path / "results" / "tiny-mamba" / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
     for size in ("130m", "160m"):
         write(tmp_path / "published" / "mamba" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
         write(tmp_path / "published" / "rwkv" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
@@ -127,13 +137,14 @@ def test_every_command_is_one_that_there_is(document: str) -> None:
         else:
             words = shlex.split(command)
             assert words[0] in ("pip", "pytest", "ruff", "mypy", "pre-commit", "python"), command
-            assert {
-                extra for name in re.findall(r"\[([\w,]+)\]", command) for extra in name.split(",")
-            } <= extras.keys()
+            named = {extra for names in re.findall(r"\[([\w,]+)\]", command) for extra in names.split(",")}
+            assert named <= extras.keys(), command
             assert all((ROOT / word).exists() for word in words if word.endswith((".txt", ".py"))), command
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document", [pytest.param(name, marks=pytest.mark.slow if name in MINUTES else ()) for name in DOCUMENTS]
+)
 def test_the_commands_of_a_document_run_in_their_order(
     document: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
