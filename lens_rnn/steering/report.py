@@ -120,7 +120,15 @@ class SteeringReport:
     @classmethod
     def read(cls, path: Path) -> "SteeringReport":
         """Raises ArtifactError for a file that is no such report."""
-        return read_report(path, cls, FORMAT)
+        return read_report(path, cls, FORMAT, _arranged)
+
+
+def _arranged(content: dict[str, Any]) -> dict[str, Any]:
+    """A report as it is now: one of format 1 took each question for independent, and judged by nonsense."""
+    if "clusters" in content:
+        return content
+    targets = {name: {**target, "keeps_mass": target["within_nonsense"]} for name, target in content["targets"].items()}
+    return {**content, "targets": targets, "clusters": content["questions"], "left_out": ()}
 
 
 def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens) -> dict[Target, LatentEffect]:

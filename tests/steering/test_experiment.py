@@ -1,6 +1,7 @@
 """Choice on validation questions, settings, and a whole experiment: with its report (report.py) and picture
 (plots.py)."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,12 @@ def test_a_whole_experiment(
     assert brief(clustered).splitlines()[-1].startswith("  1 test questions are left out")
     report.write(tmp_path / "steering.json")
     assert SteeringReport.read(tmp_path / "steering.json") == report
+    older = json.loads((tmp_path / "steering.json").read_text()) | {"format": 1}
+    del older["clusters"], older["left_out"]
+    for part in older["targets"].values():
+        part["within_nonsense"] = part.pop("keeps_mass")
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert SteeringReport.read(tmp_path / "older.json") == report
     (tmp_path / "steering.json").write_text('{"format": 3}')
     with pytest.raises(ArtifactError, match="format 3"):
         SteeringReport.read(tmp_path / "steering.json")
