@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lens_rnn import artifacts
 from lens_rnn.elk.report import QuirkyReport
 from lens_rnn.errors import ArtifactError, ModelError
+from lens_rnn.fitted import default_lens
 from lens_rnn.files import read_json, write_atomically
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, load_model
@@ -83,15 +84,14 @@ def load_quirky(name: str | Path, **settings: Any) -> QuirkyModel:
 
 
 def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, str]:
-    """The lens to read a quirky model with, and its name: the one asked for, or the folder named like the model, or
-    else its base, plus -lens, or else the logit lens.
+    """The lens to read a quirky model with, and its name: the one asked for, or that of `default_lens` for the model,
+    or else for its base, or else the logit lens.
 
     Raises ArtifactError if it was fitted on a model that is neither this one nor its base.
     """
     adapter = model.adapter
     names = [name for name in (adapter.name, model.base) if name]
-    beside = (f"{name.rstrip('/')}-lens" for name in names)
-    source = resource or next((folder for folder in beside if Path(folder).is_dir()), None)
+    source = resource or next(filter(None, map(default_lens, names)), None)
     if source is None:
         return LogitLens.from_adapter(adapter), "logit"
     unembedding = Unembedding(adapter)
