@@ -231,7 +231,8 @@ def demonstration_cases(config: Config) -> Iterator[Case]:
             sample = drawn_as_the_demonstration(ranges[rows], documents, config.questions // 2)
             random = np.random.default_rng(config.seed + 1)
             means = np.mean([sample(random, 0)[0].mean(1) for _ in range(TRUTH_DRAWS)], axis=0)
-            yield Case(kind, f"{target}, layer {layer}", sample, of_sample, distance_of(means[:, None]))
+            truth = float(means[0]) if kind == "range" else distance_of(means[:, None])
+            yield Case(kind, f"{target}, layer {layer}", sample, of_sample, truth)
 
 
 def places_by_document(parts: Sequence[Sequence[Question]]) -> list[tuple[list[int], list[int]]]:

@@ -119,7 +119,8 @@ def read_further(
     spread = {
         name: items[:: max(1, len(items) // config.capability)][: config.capability] for name, items in samples.items()
     }
-    prompts = read_prompts(behaviour_file(config.data, config.behaviour, "open_ended"))[: config.generations]
+    asked = read_prompts(behaviour_file(config.data, config.behaviour, "open_ended")) if config.generations else []
+    prompts = asked[: config.generations]
     texts = [prompt_text(prompt, config.template, adapter.tokenizer).rstrip(" ") for prompt in prompts]
     ids = [encode(text, config.template, adapter.tokenizer) for text in texts]
     return {name: tokenise(items, config.template, adapter.tokenizer) for name, items in spread.items()}, ids

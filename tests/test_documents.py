@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from lens_rnn import flags
 from lens_rnn.evaluation.results import FILE_NAME
-from tests.evaluation.test_plots import published, write
+from tests.evaluation.test_plots import ours, published, rows, write
 from tests.scripts.launch import ROOT, config_of, run_in_process
 
 import pytest
@@ -39,9 +39,7 @@ SMALLER = {
     "eval/elk.py": ("--validation-questions", 80, "--test-questions", 80, "--projection", 8),
     "eval/steering.py": ("--questions", 8, "--pairs", 12, "--controls", 1, "--generations", 0, "--capability", 0),
 }
-MINUTES = (
-    "docs/elk.md",
-)  # all probes of three quirky models; tests/scripts/test_elk.py runs its commands on small ones
+MINUTES = ("docs/elk.md",)  # all probes of three models; tests/scripts/test_elk.py runs its commands on small ones
 ELSEWHERE = ("state-spaces/", "torchrun", "--multi_gpu")  # needs the Hub, or more than one process
 
 
@@ -99,10 +97,13 @@ def workplace(tmp_path: Path) -> Path:
     published."""
     for name in ("checkpoints", "eval", "train", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    write(tmp_path / "results" / "tiny-mamba" / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
-    for size in ("130m", "160m"):
-        write(tmp_path / "published" / "mamba" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
-        write(tmp_path / "published" / "rwkv" / size / FILE_NAME, published([8.0, 4.0], [3.0, 1.5], 1.0))
+    made = ours([8.0, 4.0], [3.0, 1.5], 1.0, [0.5, 1.0], uniform_ce=4.5, bits_per_byte_per_nat=0.4)
+    write(tmp_path / "results" / "made" / FILE_NAME, made)
+    matrix = {"layer_0": rows([3.0, 2.0]), "layer_1": rows([5.0, 1.5])}
+    for size in ("mamba/130m", "mamba/160m", "rwkv/169m"):
+        other = published([8.0, 4.0], [3.0, 1.5], 1.0)
+        other["tuned"]["layer_transfer"] = {"ce": matrix, "kl": matrix}
+        write(tmp_path / "published" / size / FILE_NAME, other)
     for part, name in (("generate", "myopic-reward"), ("test", "myopic-reward.test_dataset_ab")):
         items = [
             {
@@ -177,8 +178,8 @@ def test_the_notebook_runs_and_its_lens_beats_the_logit_lens() -> None:
     printed = run("\n".join(cells), ROOT / "docs")
     rows = [line.split() for line in printed.splitlines() if re.match(r"\s+\d+\s+\d\.\d\d\s", line)]
     assert [int(row[0]) for row in rows] == list(range(7))
-    for _, _, logit, ours, shipped in rows:
-        assert float(shipped) < float(ours) < float(logit)
+    for _, _, logit, fitted, shipped in rows:
+        assert float(shipped) < float(fitted) < float(logit)
     assert "1.00 '    def close(self" in printed
 
 

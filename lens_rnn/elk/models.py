@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from lens_rnn import artifacts
 from lens_rnn.elk.report import QuirkyReport
 from lens_rnn.errors import ArtifactError, ModelError
-from lens_rnn.fitted import default_lens
 from lens_rnn.files import read_json, write_atomically
+from lens_rnn.fitted import default_lens
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter, load_model
 

@@ -327,9 +327,9 @@ def test_each_step_is_reported_with_what_it_found_and_did(tiny_mamba: ModelAdapt
 
 def test_translators_that_overflow_are_never_saved(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
     """The loss is looked at before a step and the translators after it, so a checkpoint is always good."""
+    plan = make_plan(tiny_mamba, make_blocks(4), config(optimizer="adamw", checkpoint_every=1))
+    plan = replace(plan, learning_rate=float("inf"))
     with pytest.raises(FitError, match="translator"):
-        plan = make_plan(tiny_mamba, make_blocks(4), config(optimizer="adamw", checkpoint_every=1))
-        plan = replace(plan, learning_rate=float("inf"))
         fit(tiny_mamba, make_blocks(4), plan, checkpoints=Checkpoints(tmp_path, {}, kept=2))
     saved = Checkpoints(tmp_path, {}, kept=2).last()
     assert saved is not None
