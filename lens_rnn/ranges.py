@@ -29,12 +29,12 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         limit = MOST if self.is_whole else LARGEST
-        words = ["a whole number"] if self.is_whole else []
+        words = []
         if self.least > -limit:
-            words.append(f"{'above' if self.open_below else 'at least'} {self.least:g}")
+            words.append(f"{'above' if self.open_below else 'at least'} {self.least}")
         if self.most < limit:
-            words.append(f"{'below' if self.open_above else 'at most'} {self.most:g}")
-        return " and ".join(words[-2:]) or f"within ±{limit:g}"
+            words.append(f"{'below' if self.open_above else 'at most'} {self.most}")
+        return " and ".join(words) or f"within ±{limit:g}"
 
 
 def whole(least: int = 0, most: int = MOST) -> Range:
@@ -71,8 +71,10 @@ def check_ranges(config: Any) -> None:
         for entry in value if isinstance(value, tuple | list) else (value,):
             if entry is not None and not allowed.allows(entry):
                 limit = MOST if allowed.is_whole else LARGEST
-                huge = isinstance(entry, int | float) and not abs(entry) <= limit  # NaN, too
-                raise ConfigError(f"{name} is {entry!r}; it must be {allowed}{f', within ±{limit:g}' if huge else ''}")
+                huge = isinstance(entry, int | float) and not abs(entry) <= limit and "within" not in str(allowed)
+                kind = "a whole number, " if allowed.is_whole and type(entry) is not int else ""
+                beyond = f", within ±{limit:g}" if huge else ""
+                raise ConfigError(f"{name} is {entry!r}; it must be {kind}{allowed}{beyond}")
 
 
 @cache

@@ -343,7 +343,7 @@ def test_the_script_puts_its_own_model_first(lens_folder: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(("--port", 99999), "--port is 99999; choose one from 1 to 65535"), (("--text", "x" * 4097), "4,097")],
+    [(("--port", 99999), "port is 99999; it must be at least 1 and at most 65535"), (("--text", "x" * 4097), "4,097")],
 )
 def test_bad_input_to_the_script_is_one_line(
     flags: tuple[Any, ...], words: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
