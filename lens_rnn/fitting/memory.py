@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lens_rnn.fitting.closed_form import Moments
-from lens_rnn.fitting.optimizers import LensOptimizer
+from lens_rnn.fitting.optimizers import OPTIMIZERS, OptimizerName
 from lens_rnn.fitting.sums import StepSums
 from lens_rnn.models import ModelAdapter
 
@@ -44,7 +44,7 @@ class FitMemory:
 
 def fit_memory(
     adapter: ModelAdapter,
-    optimizer: type[LensOptimizer],
+    name: OptimizerName,
     forward: PassMemory,
     *,
     tokens: int,
@@ -56,10 +56,11 @@ def fit_memory(
     world: int,
     sharded: bool,
 ) -> FitMemory:
-    """Bytes of a fit on `device`. tokens: in a forward pass. has_start: whether moments are taken. copies_targets:
+    """Bytes of a fit on `device` by the optimizer of this name. tokens: in a forward pass. has_start: whether moments are taken. copies_targets:
     whether the loss leaves tokens out, so that it needs a copy of the states. sharded: whether the model's weights are
     spread over the processes."""
     d, vocab, layers = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers)
+    optimizer = OPTIMIZERS[name]
     head = adapter.head.weight
     weights = _bytes_of(adapter.model.parameters())
     lasting = {
@@ -68,7 +69,7 @@ def fit_memory(
         "copies of the unembedding": head.numel()
         * (head.element_size() + (products.itemsize if products != head.dtype or adapter.logit_map.scale != 1 else 0)),
         "translators": adapter.n_layers * d * (d + 1) * 4,
-        f"states of the optimizer, {optimizer.__name__}": optimizer.bytes_needed(layers, d),
+        f"states of {name}": optimizer.bytes_needed(layers, d),
     }
     held = round(forward.held * tokens)
     passing = round(forward.peak * tokens)

@@ -148,7 +148,7 @@ def make_plan(
         world=processes.world,
         sharded=sharded,
     )
-    needed = memory(optimizer, has_start=needs_moments)
+    needed = memory(config.optimizer, has_start=needs_moments)
     return Plan(
         config=config,
         batch_asked=batch_asked,
@@ -166,7 +166,7 @@ def make_plan(
         world=processes.world,
         memory=needed,
         memory_there=of_device(device) // (processes.on_this_machine if device.type == "cpu" else 1),
-        memory_with_adamw=min(needed.needed, memory(OPTIMIZERS["adamw"], has_start=config.start == "ridge").needed),
+        memory_with_adamw=min(needed.needed, memory("adamw", has_start=config.start == "ridge").needed),
     )
 
 

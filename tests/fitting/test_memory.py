@@ -1,7 +1,6 @@
 """What a fit needs of memory. That a real fit takes as much is tried in tests/scripts/test_benchmarks.py."""
 
 from lens_rnn.fitting.memory import FitMemory, PassMemory, fit_memory, measure_pass
-from lens_rnn.fitting.optimizers import OPTIMIZERS
 from lens_rnn.models import ModelAdapter
 
 import pytest
@@ -38,7 +37,7 @@ def memory(adapter: ModelAdapter, optimizer: str = "kfac", **changes) -> FitMemo
         "world": 1,
         "sharded": False,
     }
-    return fit_memory(adapter, OPTIMIZERS[optimizer], **(settings | changes))
+    return fit_memory(adapter, optimizer, **(settings | changes))
 
 
 def test_the_start_and_the_steps_are_not_there_together(tiny_model: ModelAdapter) -> None:

@@ -123,7 +123,7 @@ def test_a_model_with_nothing_to_fit_is_refused(tiny_mamba: ModelAdapter, monkey
 
 def test_it_says_what_memory_goes_to(tiny_mamba: ModelAdapter) -> None:
     (memory,) = (line for line in lines(tiny_mamba, make_blocks()) if line.startswith("memory"))
-    parts = ("model", "unembedding", "translators", "gradients", "states of kfac", "hidden states", "logits", "moments")
+    parts = ("model", "unembedding", "translators", "gradients", "states of kfac", "forward pass", "logits", "moments")
     assert [part for part in parts if part not in memory] == []
     layers, d = len(tiny_mamba.fitted_layers), tiny_mamba.d_model
     for fisher in (True, False):
