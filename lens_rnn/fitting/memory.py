@@ -56,9 +56,11 @@ def fit_memory(
     world: int,
     sharded: bool,
 ) -> FitMemory:
-    """Bytes of a fit on `device` by the optimizer of this name. tokens: in a forward pass. has_start: whether moments are taken. copies_targets:
-    whether the loss leaves tokens out, so that it needs a copy of the states. sharded: whether the model's weights are
-    spread over the processes."""
+    """Bytes of a fit on `device` by the optimizer of this name.
+
+    tokens: in a forward pass. has_start: whether moments are taken. copies_targets: whether the loss leaves tokens out,
+    so that it needs a copy of the states. sharded: whether the model's weights are spread over the processes.
+    """
     d, vocab, layers = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers)
     optimizer = OPTIMIZERS[name]
     head = adapter.head.weight

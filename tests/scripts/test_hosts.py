@@ -57,13 +57,13 @@ def lens_of_one(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_two_hosts_fit_the_lens_of_one(pair: Pair, whole: Path, lens_of_one: Path) -> None:
-    """As the README says: up to rounding, and where a rounding tips one of K-FAC's draws, up to a few percent of a
-    translator's norm and 1e-4 of a loss. The loss of the first step is measured before anything is drawn.
+    """As the README says: up to rounding, which is 1 % of a translator's norm and 1e-4 of a loss where the products are
+    bfloat16. The loss of the first step is of equal translators.
     """
     by_one, by_two = translators(lens_of_one), translators(whole)
     assert by_one.keys() == by_two.keys()
     for key, expected in by_one.items():
-        assert (by_two[key] - expected).norm() <= 0.03 * expected.norm(), key
+        assert (by_two[key] - expected).norm() <= 0.01 * expected.norm(), key
     reports = [json.loads((folder / "fit.json").read_text()) for folder in (lens_of_one, whole)]
     assert [report["run"]["processes"] for report in reports] == [1, 2]
     alone, together = (np.array(report["training_loss"]["steps"]) for report in reports)  # (steps, layers)
