@@ -24,9 +24,10 @@ def source_of(texts: list[str], path: Path) -> FileSource:
 
 @pytest.fixture(scope="module")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> FileSource:
-    """900 documents of random letters, in which X and Y are rare, behind a licence that all have."""
+    """900 documents of random letters, in which X and Y are rare, behind a licence that all have. It is long enough for
+    documents to be held out, where of less text the end would be."""
     random = np.random.default_rng(0)
-    texts = ["abcabcabcabcX" + "".join(random.choice(list("abcdefghXY"), size=120)) for _ in range(900)]
+    texts = ["abc" * 350 + "X" + "".join(random.choice(list("abcdefghXY"), size=120)) for _ in range(900)]
     return source_of(texts, tmp_path_factory.mktemp("letters") / "made.jsonl")
 
 
