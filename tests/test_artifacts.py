@@ -7,6 +7,7 @@ import json
 import pickle
 import random
 import resource
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -413,19 +414,22 @@ def test_a_report_is_read_as_it_was_written(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tiny-mamba-lens", "tiny-rwkv4-lens"])
-def test_the_shipped_reports_are_read_though_they_are_from_before_formats(name: str, tmp_path: Path) -> None:
+def test_a_report_from_before_formats_is_read(name: str, tmp_path: Path) -> None:
+    """As lens-rnn 0.2.0 wrote the shipped ones: without a format, and without what came later."""
     shipped = Path(__file__).parents[1] / "checkpoints" / name
-    before, report = json.loads((shipped / "fit.json").read_text()), artifacts.load(shipped).report
-    assert "format" not in before
-    assert report.model.weights_sha256 == before["model"]["weights_sha256"]
-    assert {str(i): row.kl_tuned for i, row in report.layers.items()} == {
-        i: row["kl_tuned"] for i, row in before["layers"].items()
-    }
+    shutil.copytree(shipped, tmp_path / "older")
+    older = json.loads((shipped / "fit.json").read_text())
+    assert older.pop("format") == FORMAT
+    del older["model"]["stock_attaches"], older["data"]["fit"]["held_out"], older["data"]["eval"]["held_out"]
+    (tmp_path / "older" / "fit.json").write_text(json.dumps(older))
+    report = artifacts.load(tmp_path / "older").report
+    assert report.layers == artifacts.load(shipped).report.layers
     artifacts.save_fit_report(tmp_path, report)
-    after = json.loads((tmp_path / "fit.json").read_text())
-    assert after.pop("format") == FORMAT
-    assert after.pop("model") == {**before.pop("model"), "stock_attaches": False}
-    assert after == before
+    again = json.loads((tmp_path / "fit.json").read_text())
+    assert again.pop("format") == FORMAT
+    assert again["model"].pop("stock_attaches") is False
+    assert [again["data"][half].pop("held_out") for half in ("fit", "eval")] == ["", ""]
+    assert again == older
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
