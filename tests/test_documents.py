@@ -39,7 +39,8 @@ SMALLER = {
     "eval/elk.py": ("--validation-questions", 80, "--test-questions", 80, "--projection", 8),
     "eval/steering.py": ("--questions", 8, "--pairs", 12, "--controls", 1, "--generations", 0, "--capability", 0),
 }
-MINUTES = ("docs/elk.md",)  # all probes of three models; tests/scripts/test_elk.py runs its commands on small ones
+# Their scripts run on small models in tests/scripts/test_elk.py and test_steering.py.
+MINUTES = ("docs/elk.md", "docs/steering.md")
 ELSEWHERE = ("state-spaces/", "torchrun", "--multi_gpu")  # needs the Hub, or more than one process
 
 
