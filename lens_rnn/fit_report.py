@@ -90,6 +90,18 @@ class LayerStart:
     kl: float | None = field(default_factory=_unknown)
 
 
+@dataclass(frozen=True)
+class LayerChoice:
+    """Where a layer's translator was put on its way: from zero to the start, and from there to the end of the steps or
+    the mean of the late ones."""
+
+    towards: str = ""
+    fraction: float = 1.0
+    """Of the way there from the point before; 1 is there."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Nats a token of every place that was tried, on tokens that were kept apart for this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """One layer before and after."""
@@ -104,6 +116,7 @@ class LayerReport:
     ce_logit: float = nan
     ce_tuned: float = nan
     start: LayerStart | None = field(default_factory=_unknown)
+    choice: LayerChoice | None = field(default_factory=_unknown)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,10 @@ class Processes:
         """Elementwise sum over processes, the same tensor on each."""
         return self.accelerator.reduce(tensor, reduction="sum") if self.accelerator and self.world > 1 else tensor
 
+    def any(self, own: bool) -> bool:
+        """Whether it is so on one process or more: the same answer on each."""
+        return bool(self.sum(torch.tensor(float(own), device=self.device)) > 0) if self.world > 1 else own
+
     def gather(self, value: Any) -> list[Any]:
         """The value of each process, in the order of their ranks. For small ones: they are pickled."""
         return gather_object([value]) if self.accelerator and self.world > 1 else [value]

@@ -8,7 +8,6 @@ Without arguments: the shipped tiny Mamba, on the sources of the Python standard
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +17,8 @@ from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_en
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
 from lens_rnn.fitting.card import save_fit
-from lens_rnn.fitting.plan import describe_plan, make_plan
+from lens_rnn.fitting.plan import make_plan
+from lens_rnn.fitting.plan_lines import describe_plan
 from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
@@ -131,9 +131,6 @@ def main(config: Config) -> None:
         processes.start_tracking("lens-rnn", cli.plain(config))
 
     # Fit.
-    measure = partial(
-        evaluate, adapter, blocks=eval_blocks, processes=processes, micro_batch_size=config.micro_batch_size
-    )
     tokens = plan.steps * plan.step_tokens
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
 
@@ -144,10 +141,6 @@ def main(config: Config) -> None:
                 losses = {f"loss/layer_{i}": loss for i, loss in report.losses.items()}
                 processes.track(losses | {"learning_rate": report.learning_rate, "tokens": report.tokens}, report.step)
 
-        def at_start(lens: TunedLens) -> dict[int, float]:
-            by_layer = measure({"start": lens}).lenses["start"]
-            return {i: by_layer[i].kl for i in adapter.fitted_layers}
-
         result = fit(
             adapter,
             fit_blocks,
@@ -157,25 +150,32 @@ def main(config: Config) -> None:
             processes=processes,
             checkpoints=checkpoints,
             resume_from=resume_from,
-            at_start=at_start,
             on_step=on_step,
         )
 
     # Evaluate and report.
     doing("evaluating")
     unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
-    lenses = {"logit": LogitLens(unembedding), "tuned": result.lens}
+    lenses = {"logit": LogitLens(unembedding), "start": result.start_lens, "tuned": result.lens}
     with tqdm(
         total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main
     ) as bar:
-        evaluation = measure(lenses, unigram_ce=unigram, on_batch=bar.update)
+        evaluation = evaluate(
+            adapter,
+            lenses,
+            eval_blocks,
+            processes=processes,
+            micro_batch_size=config.micro_batch_size,
+            unigram_ce=unigram,
+            on_batch=bar.update,
+        )
     if processes.is_main:
         doing("writing the lens")
         settings |= plan.resolved()
         report = fit_report(settings, adapter, model, fit_blocks, eval_blocks, result, evaluation, processes, reference)
         save_fit(config.folder, result.lens, report, push_to)
         print(table(report))
-        for line in doubts(evaluation, adapter.fitted_layers, start_kl={i: s.kl for i, s in result.start.items()}):
+        for line in doubts(evaluation, adapter.fitted_layers):
             print(f"warning: {line}")
         print(f"saved to {config.folder}", flush=True)
         if push_to:

@@ -165,14 +165,10 @@ def doubts(
     evaluation: Evaluation,
     fitted_layers: tuple[int, ...],
     lens: str = "tuned",
-    start_kl: Mapping[int, float | None] | None = None,
 ) -> list[str]:
     """One line for each fitted layer whose lens is no better than the logit lens, the unigram model or the uniform
-    distribution, or worse than the start of its fit.
-
-    start_kl: by layer, the KL before the first step on the same text, in nats a token, where it is known.
-    """
-    before = {layer: kl for layer, kl in (start_kl or {}).items() if kl is not None}
+    distribution, or worse than the start of its fit: those that were evaluated as "logit" and "start"."""
+    start = evaluation.lenses.get("start", {})
     lines = []
     for i in fitted_layers:
         figures = evaluation.lenses[lens][i]
@@ -182,7 +178,7 @@ def doubts(
                 ("the logit lens", "logit" in evaluation.lenses and not figures.kl < evaluation.lenses["logit"][i].kl),
                 ("the unigram model", evaluation.unigram_ce is not None and not figures.ce < evaluation.unigram_ce),
                 ("the uniform distribution", not figures.ce < evaluation.uniform_ce),
-                ("its own start", i in before and not figures.kl <= before[i]),
+                ("its own start", i in start and not figures.kl <= start[i].kl),
             )
             if is_worse
         ]

@@ -5,9 +5,10 @@ Symbols, per layer:
 
     x   hidden state                                   (d_model)
     y   what its translator should add, f − x, with f the final norm's input   (d_model)
+    w   weight of the token, 1 if none is given
     λ   ridge, as a fraction of the mean diagonal of the covariance of x
 
-Minimises mean ‖y − W x − b‖² + λ s ‖W‖² with b free, s the mean diagonal: the penalty pulls towards W = 0, the logit
+Minimises mean w ‖y − W x − b‖² + λ s ‖W‖² with b free, s the mean diagonal: the penalty pulls towards W = 0, the logit
 lens. Moments are accumulated in float64: a residual stream's mean can be a hundred times its spread.
 """
 
@@ -37,7 +38,8 @@ class Solution(NamedTuple):
 
 
 class Moments:
-    """Second moments of [x; 1] and y for every layer, in two halves: to fit on, and held out to choose λ on."""
+    """Weighted second moments of [x; 1] and y for every layer, in two halves: to fit on, and held out to choose λ on.
+    Those of [x; 1] also without weights, for whom tokens are alike."""
 
     def __init__(self, layers: tuple[int, ...], d_model: int, device: torch.device):
         self.layers = layers
@@ -47,60 +49,81 @@ class Moments:
         self.xx = torch.zeros(*size, d_model + 1, dtype=torch.float64, device=where)
         self.xy = torch.zeros(*size, d_model, dtype=torch.float64, device=where)
         self.yy = torch.zeros(2, len(layers), dtype=torch.float64, device=where)
-        self.ff = torch.zeros(2, dtype=torch.float64, device=where)  # Σ ‖f‖²
-        self.f = torch.zeros(2, d_model, dtype=torch.float64, device=where)
+        self.ff = torch.zeros(2, dtype=torch.float64, device=where)  # Σ w ‖f‖²
+        self.f = torch.zeros(2, d_model, dtype=torch.float64, device=where)  # Σ w f
+        self.alike = torch.zeros(*size[1:], d_model + 1, dtype=torch.float64, device=where)  # Σ [x; 1] [x; 1]ᵀ
+        self.f_alike = torch.zeros(d_model + 1, dtype=torch.float64, device=where)  # Σ f, and Σ ‖f‖²
 
     @staticmethod
     def bytes_needed(layers: int, d_model: int) -> int:
-        return 2 * layers * (d_model + 1) * (2 * d_model + 1) * 8
+        return layers * (d_model + 1) * (5 * d_model + 3) * 8
 
     @torch.no_grad()
     def add(
-        self, hidden: tuple[Float[Tensor, "... d_model"], ...], f: Float[Tensor, "... d_model"], held_out: bool
+        self,
+        hidden: tuple[Float[Tensor, "... d_model"], ...],
+        f: Float[Tensor, "... d_model"],
+        held_out: bool,
+        weights: Float[Tensor, " tokens"] | None = None,
     ) -> None:
-        """Add a batch: every layer's hidden states (…, d_model), and the final norm's inputs f (…, d_model)."""
+        """Add a batch: every layer's hidden states (…, d_model), the final norm's inputs f (…, d_model), and the
+        tokens' weights."""
         half = int(held_out)
         f = f.reshape(-1, self.d_model).to(self.xx.device, torch.float64)
-        self.ff[half] += f.square().sum()
-        self.f[half] += f.sum(0)
+        w = f.new_ones(len(f)) if weights is None else weights.to(f.device, torch.float64)
+        self.ff[half] += w @ f.square().sum(1)
+        self.f[half] += w @ f
+        self.f_alike += torch.cat([f.sum(0), f.square().sum()[None]])
         for k, layer in enumerate(self.layers):
             x = hidden[layer].reshape(-1, self.d_model).to(self.xx.device, torch.float64)
             y = f - x
             x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)  # (tokens, d_model + 1)
-            self.xx[half, k].addmm_(x.T, x)
-            self.xy[half, k].addmm_(x.T, y)
-            self.yy[half, k] += y.square().sum()
+            weighted = x if weights is None else x * w[:, None]
+            self.xx[half, k].addmm_(weighted.T, x)
+            self.xy[half, k].addmm_(weighted.T, y)
+            self.yy[half, k] += w @ y.square().sum(1)
+            if weights is not None:
+                self.alike[k].addmm_(x.T, x)
+        if weights is None:
+            self.alike.copy_(self.xx.sum(0))
 
     def inputs(self, k: int) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "d_model d_model"]]:
-        """Mean (d_model) and covariance (d_model, d_model) of the hidden states of layer number k, float64."""
-        xx = self.xx[:, k].sum(0)
+        """Mean (d_model) and covariance (d_model, d_model) of the hidden states of layer number k, float64, all tokens
+        alike."""
+        xx = self.alike[k]
         mean = xx[-1, :-1] / xx[-1, -1]
         return mean, xx[:-1, :-1] / xx[-1, -1] - torch.outer(mean, mean)
 
     @property
     def spread(self) -> float:
-        """E‖f − E f‖²."""
-        count = self.xx[:, 0, -1, -1].sum()
-        return float((self.ff.sum() - self.f.sum(0).square().sum() / count) / count)
+        """E‖f − E f‖², all tokens alike."""
+        count = self.alike[0, -1, -1]
+        return float((self.f_alike[-1] - self.f_alike[:-1].square().sum() / count) / count)
 
     def tensors(self) -> list[Tensor]:
         """What is summed over processes, a layer at a time, so that a sum's copy is small."""
-        return [*self.xx.unbind(1), *self.xy.unbind(1), self.yy, self.ff, self.f]
+        a_layer = [*self.xx.unbind(1), *self.xy.unbind(1), *self.alike.unbind(0)]
+        return [*a_layer, self.yy, self.ff, self.f, self.f_alike]
+
+    def sums(self, k: int, halves: slice) -> tuple[Tensor, Tensor]:
+        """Σ w [x; 1] [x; 1]ᵀ and Σ w [x; 1] yᵀ of layer number k over the halves: the first is fitted on, the second
+        held out."""
+        return self.xx[halves, k].sum(0), self.xy[halves, k].sum(0)
 
     def solve(self) -> dict[int, Solution]:
         """The translator of each layer: λ chosen on the held-out half, then fitted on both."""
         return {layer: self._solve(k) for k, layer in enumerate(self.layers)}
 
     def _solve(self, k: int) -> Solution:
-        total_xx, total_xy = self.xx[:, k].sum(0), self.xy[:, k].sum(0)
+        total_xx, total_xy = self.sums(k, slice(None))
         if self.xx[1, k, -1, -1] == 0:
-            map_ = _ridge(total_xx, total_xy, BLIND_RIDGE)
+            map_ = ridge_map(total_xx, total_xy, BLIND_RIDGE)
             return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), BLIND_RIDGE, None)
-        errors = [self._held_out_error(_ridge(self.xx[0, k], self.xy[0, k], ridge), k) for ridge in RIDGES]
+        errors = [self._held_out_error(ridge_map(self.xx[0, k], self.xy[0, k], ridge), k) for ridge in RIDGES]
         best = min(range(len(RIDGES)), key=errors.__getitem__)
         count = self.xx[1, k, -1, -1]
         spread = float((self.ff[1] - self.f[1].square().sum() / count) / count)
-        map_ = _ridge(total_xx, total_xy, RIDGES[best])
+        map_ = ridge_map(total_xx, total_xy, RIDGES[best])
         explained = 1 - errors[best] / spread if isfinite(errors[best]) and spread > 0 else None
         return Solution(map_[:, :-1].contiguous(), map_[:, -1].contiguous(), RIDGES[best], explained)
 
@@ -111,7 +134,7 @@ class Moments:
         return float(error) if bool(error.isfinite()) else float("inf")
 
 
-def _ridge(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
+def ridge_map(xx: Tensor, xy: Tensor, ridge: float) -> Tensor:
     """[W b] (d_model, d_model + 1) from the moments of [x; 1] and y. Cholesky on the centred covariance."""
     count = xx[-1, -1]
     mean_x, mean_y = xx[-1, :-1] / count, xy[-1] / count

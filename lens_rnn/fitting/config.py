@@ -20,8 +20,11 @@ class FitConfig:
     micro_batch_size: Annotated[int, whole(1)] = 8
     """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
     passes: Annotated[int | None, whole(1)] = None
-    """How often each token is seen. Default: as often as makes 524,288 tokens in all, at most 4 times, and at least
+    """How often each token is seen. Default: as often as makes 524,288 positions in all, at most 4 times, and at least
     once."""
+    positions: Annotated[float | None, number(most=1, above=0)] = None
+    """Share of the positions of the text that each step looks at: others cost a forward pass alone. Default: from the
+    cost of a forward pass beside that of a position, a half to a sixteenth; more where there is little text."""
     optimizer: OptimizerName = "kfac"
     """kfac, adamw, adam, sgd (with tuned-lens's settings) or muon."""
     learning_rate: Annotated[float | None, number(above=0)] = None
@@ -35,6 +38,9 @@ class FitConfig:
     start_tokens: Annotated[int | None, whole(1)] = None
     """Tokens that the closed-form start and kfac's input factor look at. Default: 131,072 or 32 × d_model, whichever is
     more, or all there are."""
+    choice_tokens: Annotated[int | None, whole(0)] = None
+    """Tokens that are kept apart to choose, for each layer, how far to go from the logit lens over the start to the end
+    of the fit. Default: one block in 16, and no more than pays. 0: none, and every layer goes to the end."""
     clip: Annotated[float, number(above=0)] = 1.0
     """Highest norm of one layer's gradient, so that a layer's large gradient does not slow the others. kfac has bounds
     of its own."""

@@ -8,21 +8,24 @@ killed and resumed, do the same.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from lens_rnn.activity import doing
 from lens_rnn.checkpoints import Checkpoints
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import FitError
-from lens_rnn.fit_report import LayerStart
-from lens_rnn.fitting.closed_form import HELD_OUT_ONE_IN, Moments
+from lens_rnn.fit_report import LayerChoice, LayerStart
+from lens_rnn.fitting.choice import Translators, choose
 from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.cross_validation import start_by_cross_validation
 from lens_rnn.fitting.objective import FusedObjective
 from lens_rnn.fitting.optimizers import make_optimizer
 from lens_rnn.fitting.plan import Plan, make_plan
+from lens_rnn.fitting.start import closed_form_start, measure_moments
 from lens_rnn.fitting.sums import StepSums
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import ModelAdapter
@@ -30,8 +33,9 @@ from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
+
+LATE_ONE_IN = 4  # steps of which the last part is averaged
+OLDEST_CHECKPOINT = 600.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +59,12 @@ class FitResult:
     """A fitted lens and the course of the fit."""
 
     lens: TunedLens
+    start_lens: TunedLens
+    """What the steps began with."""
     start: dict[int, LayerStart] = field(default_factory=dict)
-    """By layer: its closed-form start, if there was one, and the KL that `at_start` measured."""
+    """By layer: its closed-form start, if there was one."""
+    choices: dict[int, LayerChoice] = field(default_factory=dict)
+    """By layer: how far its translator was let go, if that was chosen."""
     history: list[list[float]] = field(default_factory=list)
     """Mean loss of each fitted layer at each step, in nats: (steps, layers)."""
 
@@ -71,15 +79,15 @@ def fit(
     processes: Processes | None = None,
     checkpoints: Checkpoints | None = None,
     resume_from: dict[str, Any] | None = None,
-    at_start: Callable[[TunedLens], Mapping[int, float]] | None = None,
+    on_start: Callable[[TunedLens], Any] | None = None,
     on_step: Callable[[StepReport], Any] | None = None,
 ) -> FitResult:
     """Fit a translator for every layer that is not trivial.
 
     config: the settings, or the plan that was made of them. init_lens: start from its translators instead of
     `config.start`; it is copied. checkpoints: where to save them. resume_from: what `Checkpoints.last` gave, to
-    continue from. at_start is given the lens before the first step, and the KL that it returns by layer is kept in the
-    result. on_step is called after every step. Both are called on every process.
+    continue from. on_start is given the lens before the first step, on_step is called after every step; both on every
+    process.
 
     Raises what `make_plan` raises, and FitError if the processes do not see the same data or checkpoint, or if a loss
     or a translator is not finite (the last checkpoint stays, and is finite).
@@ -88,44 +96,60 @@ def fit(
     plan = config if isinstance(config, Plan) else make_plan(adapter, blocks, config, processes)
     config, layers = plan.config, adapter.fitted_layers
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
-    weights, biases = _stack(lens, layers)
-    optimizer = make_optimizer(config.optimizer, weights, biases, plan.learning_rate, plan.steps, config.clip)
+    translators = _stack(lens, layers)
+    optimizer = make_optimizer(config.optimizer, *translators, plan.learning_rate, plan.steps, config.clip)
     objective = FusedObjective(lens.unembed, config.loss, plan.products, plan.chunk_tokens)
-    result, done = FitResult(lens), 0
+    result, done = FitResult(lens, TunedLens.from_adapter(adapter, lens.unembed).requires_grad_(False)), 0
+    start = _stack(result.start_lens, layers)
+    late = LateMean(translators, plan.steps)
 
     resumed_step = resume_from["step"] if resume_from else None
     processes.refuse_differences({"data sha256": blocks.sha256, "checkpoint": resumed_step})
     if resume_from:
         lens.layer_translators.load_state_dict(resume_from["translators"])
+        result.start_lens.layer_translators.load_state_dict(resume_from["start translators"])
+        late.load_state_dict(resume_from["late mean"])
         optimizer.load_state_dict(resume_from["optimizer"])
         done, result.history = resume_from["step"], resume_from["history"]
         result.start = {int(layer): LayerStart(**start) for layer, start in resume_from["start"].items()}
         if processes.is_main:
             log.info("resumed after step %d of %d", done, plan.steps)
     else:
-        ridge = config.start == "ridge" and init_lens is None
-        moments = _moments(adapter, blocks, plan, processes) if ridge or optimizer.fisher else None
         if init_lens is not None:
             for layer in layers:
                 lens[layer].load_state_dict(init_lens[layer].state_dict())
-        if moments is not None:
+        ridge = config.start == "ridge" and init_lens is None
+        if plan.start_alone and ridge:
+            result.start, result.choices = start_by_cross_validation(adapter, blocks, objective, translators)
+        elif plan.start_rows and (ridge or optimizer.fisher):
+            moments = measure_moments(adapter, blocks, objective, plan, processes)
             if ridge:
-                result.start = _closed_form_start(lens, moments)
+                result.start = closed_form_start(lens, moments)
             optimizer.begin(moments)
-        del moments
+            del moments
     for parameter in lens.layer_translators.parameters():
         processes.share(parameter)
+    if not resume_from:
+        start.set_to(translators)
+
+    saved_at = time.monotonic()
 
     def save(step: int) -> None:
+        nonlocal saved_at
         _refuse_non_finite_translators(lens, step)
         if checkpoints and processes.is_main:
             state = {"translators": lens.layer_translators.state_dict(), "optimizer": optimizer.state_dict()}
-            start = {layer: asdict(layer_start) for layer, layer_start in result.start.items()}
-            checkpoints.save(step, {**state, "history": result.history, "start": start})
+            begun = {
+                "start translators": result.start_lens.layer_translators.state_dict(),
+                "late mean": late.state_dict(),
+                "start": {layer: asdict(layer_start) for layer, layer_start in result.start.items()},
+            }
+            checkpoints.save(step, {**state, **begun, "history": result.history})
+        saved_at = time.monotonic()
 
     if not resume_from:
-        for layer, kl in (at_start(lens) if at_start else {}).items():
-            result.start[layer] = replace(result.start.get(layer, LayerStart()), kl=kl)
+        if on_start:
+            on_start(result.start_lens)
         save(0)
     sums = StepSums(len(layers), adapter.d_model, adapter.device, optimizer.fisher)
     for step in range(done, plan.steps):
@@ -136,49 +160,55 @@ def fit(
         final = {layer: by_layer[layer] for k, layer in enumerate(layers) if not optimizer.can_take_back(k)}
         _refuse_non_finite(final, step)
         optimizer.step(sums)
+        late.add(translators, step)
         result.history.append(losses)
         if on_step:
             tokens = (step + 1) * plan.step_tokens
             on_step(StepReport(step + 1, plan.steps, tokens, by_layer, optimizer.learning_rate))
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == plan.steps:
+        is_old = checkpoints is not None and processes.any(time.monotonic() - saved_at > OLDEST_CHECKPOINT)
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == plan.steps or is_old:
             save(step + 1)
+    if plan.choice_positions:
+        doing("choosing how far each layer goes")
+        result.choices = choose(adapter, blocks, objective, plan, processes, translators, start, late.mean(translators))
+        _refuse_non_finite_translators(lens, plan.steps)
     return result
 
 
-def _stack(lens: TunedLens, layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """One tensor for all fitted weights (layers, d_model, d_model) and one for all biases, of which the lens's
-    parameters are views."""
-    weights = torch.stack([lens[i].weight for i in layers])
-    biases = torch.stack([lens[i].bias for i in layers])
+def _stack(lens: TunedLens, layers: tuple[int, ...]) -> Translators:
+    """One tensor for all fitted weights and one for all biases, of which the lens's parameters are views."""
+    stacked = Translators(torch.stack([lens[i].weight for i in layers]), torch.stack([lens[i].bias for i in layers]))
     for k, layer in enumerate(layers):
-        lens[layer].weight.data, lens[layer].bias.data = weights[k], biases[k]
-    return weights, biases
+        lens[layer].weight.data, lens[layer].bias.data = stacked.weights[k], stacked.biases[k]
+    return stacked
 
 
-def _moments(adapter: ModelAdapter, blocks: TokenBlocks, plan: Plan, processes: Processes) -> Moments:
-    """The moments of the hidden states on the first blocks of the order, over all processes."""
-    moments = Moments(adapter.fitted_layers, adapter.d_model, adapter.device)
-    rows = plan.order(0)[: plan.start_rows]
-    if processes.is_main:
-        log.info("closed-form start on %s tokens", f"{len(rows) * blocks.seq_len:,}")
-    chooses = np.arange(len(rows)) % HELD_OUT_ONE_IN == 1
-    for held_out in (False, True):
-        for part, real in processes.shares(rows[chooses == held_out], plan.config.micro_batch_size):
-            forward = adapter.forward(blocks.batch(part, adapter.device))
-            if real:
-                moments.add(forward.hidden_states, forward.norm_input, held_out)
-    for tensor in moments.tensors():
-        tensor.copy_(processes.sum(tensor))
-    return moments
+class LateMean:
+    """The mean of the translators after the steps of the last quarter."""
 
+    def __init__(self, like: Translators, steps: int):
+        self.first = steps - max(1, steps // LATE_ONE_IN)
+        self.count, self.sum = 0, like.copy()
 
-def _closed_form_start(lens: TunedLens, moments: Moments) -> dict[int, LayerStart]:
-    """Set the translators to the ridge solution."""
-    solutions = moments.solve()
-    for layer, solution in solutions.items():
-        lens[layer].weight.copy_(solution.weight)
-        lens[layer].bias.copy_(solution.bias)
-    return {layer: LayerStart(ridge=s.ridge, explained=s.explained) for layer, s in solutions.items()}
+    def add(self, translators: Translators, step: int) -> None:
+        """Take what a step led to."""
+        if step < self.first:
+            return
+        self.count += 1
+        for mean, now in zip(self.sum, translators, strict=True):
+            mean.lerp_(now, 1 / self.count)
+
+    def mean(self, last: Translators) -> Translators:
+        """Of the steps so far; of none, the last."""
+        return self.sum if self.count else last
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count} | (self.sum._asdict() if self.count else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        if self.count:
+            self.sum.set_to(Translators(state["weights"].to(self.sum.weights), state["biases"].to(self.sum.biases)))
 
 
 def _accumulate(
@@ -191,18 +221,18 @@ def _accumulate(
     step: int,
     processes: Processes,
 ) -> None:
-    """Fill `sums` with the means over the step's tokens."""
+    """Fill `sums` with the means over the positions that the step looks at."""
     sums.flat.zero_()
-    rows = plan.rows(step)
-    for part, real in processes.shares(np.arange(len(rows)), plan.config.micro_batch_size):
+    rows = plan.sampling.rows(step)
+    for part, real in processes.shares(np.arange(len(rows)), plan.micro_batch_size):
         ids = blocks.batch(rows[part], adapter.device)
         forward = adapter.forward(ids)
         if not real:
             continue
-        shape = (len(rows), objective.targets(ids.shape[1]))
-        draws = _draws(plan.config.seed, step, shape, part) if sums.has_fisher else None
+        draws = plan.sampling.draws(step, part) if sums.has_fisher else None
+        positions = plan.sampling.of_step(step, part)
         with _tensor_cores(objective.products):
-            for chunk in objective.chunks(forward, ids, draws):
+            for chunk in objective.chunks(forward, ids, draws, positions):
                 for k, layer in enumerate(adapter.fitted_layers):
                     hidden = chunk.hidden[layer]
                     z = lens.transform_hidden(hidden, layer)
@@ -221,16 +251,6 @@ def _tensor_cores(products: torch.dtype) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32 = before
-
-
-def _draws(seed: int, step: int, shape: tuple[int, int], part: np.ndarray) -> Float[Tensor, " targets"]:
-    """Uniform draws in [0, 1) for the labels of some sequences of a step: (sequences × targets).
-
-    shape: all sequences of the step, targets in each. A function of seed, step and place in the batch, so that it does
-    not matter which process draws.
-    """
-    draws = np.random.default_rng((seed, step)).random(shape, dtype=np.float32)
-    return torch.from_numpy(draws[part].flatten())
 
 
 def _refuse_non_finite(losses: dict[int, float], step: int) -> None:

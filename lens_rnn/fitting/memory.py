@@ -51,15 +51,14 @@ def fit_memory(
     chunk_tokens: int,
     products: torch.dtype,
     has_start: bool,
-    copies_targets: bool,
     device: torch.device,
     world: int,
     sharded: bool,
 ) -> FitMemory:
     """Bytes of a fit on `device` by the optimizer of this name.
 
-    tokens: in a forward pass. has_start: whether moments are taken. copies_targets: whether the loss leaves tokens out,
-    so that it needs a copy of the states. sharded: whether the model's weights are spread over the processes.
+    tokens: in a forward pass. has_start: whether moments are taken. sharded: whether the model's weights are spread
+    over the processes.
     """
     d, vocab, layers = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers)
     optimizer = OPTIMIZERS[name]
@@ -84,9 +83,7 @@ def fit_memory(
     chunk = chunk_tokens * (vocab * (buffers * products.itemsize + (12 if plain else 0)) + 8 * d * 4)
     step = {
         "gradients and factors": (2 if world > 1 else 1) * StepSums.bytes_needed(layers, d, optimizer.fisher),
-        "a forward pass, or its states and the logits of a chunk": max(
-            passing, held * (2 if copies_targets else 1) + chunk
-        ),
+        "a forward pass, or its states and the logits of a chunk": max(passing, held + chunk),
     }
     return FitMemory(lasting=lasting, start=start if has_start else {}, step=step)
 

@@ -21,6 +21,7 @@ A chunk of tokens is all that is ever held at vocabulary size. The naive twin st
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 from lens_rnn.fitting.rows import Target, rows_for
@@ -95,23 +96,33 @@ class FusedObjective:
         return seq_len if self.loss == "kl" else seq_len - 1
 
     def chunks(
-        self, forward: Forward, input_ids: Int[Tensor, "batch seq"], draws: Float[Tensor, " targets"] | None = None
+        self,
+        forward: Forward,
+        input_ids: Int[Tensor, "batch seq"],
+        draws: Float[Tensor, " chosen"] | None = None,
+        positions: Int[Tensor, " chosen"] | None = None,
     ) -> Iterator[Chunk]:
         """Cut a batch into chunks. For cross-entropy the last token of a sequence has no target and is left out.
 
-        draws: uniform in [0, 1), one for each token that has a target, sequence after sequence, where labels are to be
-        drawn.
+        positions: which tokens to look at, counted over those with a target, sequence after sequence; by default all.
+        draws: uniform in [0, 1), one for each of them, where labels are to be drawn.
         """
-        keep = slice(None) if self.loss == "kl" else slice(None, -1)
+        targets = self.targets(input_ids.shape[1])
         labels = input_ids[:, 1:].reshape(-1) if self.loss == "ce" else None
-        final = forward.final[:, keep].flatten(0, 1)
-        hidden = [h[:, keep].flatten(0, 1) for h in forward.hidden_states]
-        for start in range(0, len(final), self.chunk_tokens):
-            part = slice(start, min(len(final), start + self.chunk_tokens))
+        if positions is None:
+            positions = torch.arange(len(input_ids) * targets)
+        positions = positions.to(input_ids.device)
+        # Of a sequence with targets for all its tokens the place is the position itself.
+        places = positions if targets == input_ids.shape[1] else positions + positions // targets
+        final, hidden = forward.final.flatten(0, 1), [h.flatten(0, 1) for h in forward.hidden_states]
+        for start in range(0, len(places), self.chunk_tokens):
+            part = slice(start, min(len(places), start + self.chunk_tokens))
             target, score = self.target(
-                final[part], None if labels is None else labels[part], None if draws is None else draws[part]
+                final[places[part]],
+                None if labels is None else labels[positions[part]],
+                None if draws is None else draws[part],
             )
-            yield Chunk([h[part] for h in hidden], target, score)
+            yield Chunk([h[places[part]] for h in hidden], target, score)
 
     @torch.no_grad()
     def target(
@@ -161,6 +172,30 @@ class FusedObjective:
             at_u = score if slope is None else slope.mul_(score) @ self.weight
         (sampled,) = torch.autograd.grad(u, z, at_u.to(u.dtype))
         return Derivatives(loss, gradient, sampled)
+
+    @torch.no_grad()
+    def losses(self, z: Float[Tensor, "tokens d_model"], target: Target) -> Float[Tensor, " tokens"]:
+        """The loss at z (tokens, d_model) alone, in nats (tokens)."""
+        return self.rows.difference_(self._logits(self.unembedding.normed(z)), target)
+
+    def openness(self, final: Float[Tensor, "tokens d_model"]) -> Float[Tensor, " tokens"]:
+        """How far the model's predictions p are open: tr of UᵀD(diag p − p pᵀ)DU (tokens), the trace of the Fisher
+        information at u = `final` (tokens, d_model), the normed final state.
+
+        Where a prediction is certain it is 0: an error there costs nothing.
+        """
+        logits = self._logits(final)
+        slope = self.map.slope(logits)
+        p = (logits.float() - logits.float().logsumexp(-1, keepdim=True)).exp_()
+        weighted = p if slope is None else p * slope
+        mean = weighted.to(self.products) @ self.weight  # Uᵀ D p
+        square = (weighted if slope is None else weighted * slope) @ self._row_squares
+        return (square - mean.float().square().sum(-1)).clamp(min=0)
+
+    @cached_property
+    def _row_squares(self) -> Float[Tensor, " vocab"]:
+        """‖U_y‖² (vocab)."""
+        return self.weight.float().square().sum(-1)
 
     def _logits(self, u: Tensor) -> Tensor:
         return self.map.bend_(torch.nn.functional.linear(u.to(self.products), self.weight, self.bias))

@@ -1,26 +1,30 @@
 """What the settings of a fit come to for some model, data, device and processes: resolved once, then printed, followed
 by the loop, and kept in fit.json."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import log
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting.config import FitConfig
+from lens_rnn.fitting.costs import Costs, count_costs
 from lens_rnn.fitting.memory import FitMemory, fit_memory, measure_pass
 from lens_rnn.fitting.objective import default_chunk_tokens
 from lens_rnn.fitting.optimizers import OPTIMIZERS
+from lens_rnn.fitting.sampling import Sampling
 from lens_rnn.memory import of_device
 from lens_rnn.models import DTYPES, ModelAdapter
 from lens_rnn.processes import Processes
 
-import numpy as np
 import torch
 
 START_TOKENS = 131_072
-SEEN_TOKENS, MOST_PASSES = 524_288, 4  # of the default passes: few tokens are worth seeing again, many are not
+SEEN_POSITIONS, MOST_PASSES = 524_288, 4  # of the default passes: few tokens are worth seeing again, many are not
+FAST_PRODUCTS = 3.0  # how much faster products in bfloat16 are, where they are at all
+APART_ONE_IN, MOST_APART = 16, 64  # blocks of which one is kept apart to choose on, and how many at most
+LEAST_BLOCKS = 8  # of which one can be kept apart
+CHOICE_ONE_IN = 80  # positions that the steps look at, for one that is chosen on: with 8 candidates, 5 % of the cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +32,20 @@ class Plan:
     """A fit, as it will be done. `make_plan` makes it."""
 
     config: FitConfig
-    """The settings as they were given, but for a batch that has more blocks than there are."""
-    batch_asked: int
-    """The batch size that was given."""
-    blocks: int
+    """The settings as they were given. What is derived of them stands in the fields below."""
+    sampling: Sampling
+    """What each step sees."""
     seq_len: int
     passes: int
     """How often each block is seen."""
-    steps_a_pass: int
-    """Optimizer steps that see each block at most once: a last part of a batch is left out."""
+    steps: int
+    """Optimizer steps in all; 0 where the text is too short to judge any, and the start alone is fitted."""
+    choice_positions: int
+    """Positions of each block kept apart that places are chosen on; 0 where nothing is chosen."""
+    batch_asked: int
+    """The batch size that was given."""
+    micro_batch_size: int
+    """Most blocks in one forward pass of one process."""
     learning_rate: float
     """The highest of the schedule; for kfac the factor on its step lengths."""
     dtype: torch.dtype
@@ -47,11 +56,11 @@ class Plan:
     """Tokens whose logits are held at a time."""
     start_rows: int
     """Blocks that the closed-form start and kfac's input factor look at; 0 where there is neither."""
-    micro_batch_tokens: int
-    """Most tokens in one forward pass of one process."""
     device: torch.device
     world: int
     """Processes."""
+    costs: Costs
+    """Operations of a token, and of a position."""
     memory: FitMemory
     """Bytes that one process needs, by part."""
     memory_there: int
@@ -60,40 +69,50 @@ class Plan:
     """Bytes that it would need with adamw, where the plan is kfac and that needs more."""
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.passes * self.steps_a_pass
+    def start_alone(self) -> bool:
+        """Whether the text is too short to judge steps on, so that none are made."""
+        return self.steps == 0
 
     @property
     def step_tokens(self) -> int:
         """Tokens in a step, over all processes."""
-        return self.config.batch_size * self.seq_len
+        return self.sampling.batch_size * self.seq_len
 
     @property
     def tokens(self) -> int:
-        """Tokens in a pass."""
-        return self.steps_a_pass * self.step_tokens
+        """Tokens of text in a pass."""
+        return self.sampling.steps_a_pass * self.step_tokens
 
-    def rows(self, step: int) -> np.ndarray:
-        """The blocks of a step, (batch_size): each pass has an order of its own."""
-        first = step % self.steps_a_pass * self.config.batch_size
-        return self.order(step // self.steps_a_pass)[first:][: self.config.batch_size]
+    @property
+    def share(self) -> float:
+        """Of the positions, that a step looks at."""
+        return self.sampling.positions / self.sampling.targets
 
-    def order(self, number: int) -> np.ndarray:
-        """The order of the blocks in a pass, (blocks): a function of the seed and the pass."""
-        return np.random.default_rng((self.config.seed, number)).permutation(self.blocks)
+    @property
+    def evaluations(self) -> int:
+        """Positions that the steps look at, each at every layer."""
+        return self.steps * self.sampling.batch_size * self.sampling.positions
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of the products of all steps, over all processes."""
+        return self.costs.of(self.steps * self.step_tokens, self.evaluations)
 
     def resolved(self) -> dict[str, Any]:
         """The settings whose value is the plan's, JSON-ready."""
         return {
             "learning_rate": self.learning_rate,
             "start_tokens": self.start_rows * self.seq_len,
-            "products": str(self.products).removeprefix("torch."),
+            "choice_tokens": self.sampling.apart * self.choice_positions,
+            "products": _name(self.products),
             "chunk_tokens": self.chunk_tokens,
-            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype": _name(self.dtype),
             "tokens": self.tokens,
             "passes": self.passes,
-            "batch_size": self.config.batch_size,
+            "positions": self.share,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+            "batch_size": self.sampling.batch_size,
             "checkpoint_every": self.config.checkpoint_every,
         }
 
@@ -113,37 +132,41 @@ def make_plan(
     nothing to fit.
     """
     processes, device = processes or Processes(), device or adapter.device
-    if config.batch_size % processes.world:
-        raise ConfigError(
-            f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple"
-        )
-    batch_asked = config.batch_size
-    if len(blocks) < batch_asked:
-        most = len(blocks) // processes.world * processes.world
-        if not most:
-            raise FitError(
-                f"{len(blocks)} blocks of {blocks.seq_len} tokens are too few for {processes.world} processes; give "
-                "more text, or take fewer processes"
-            )
-        config = replace(config, batch_size=most)
     if not adapter.fitted_layers:
         raise FitError(
             f"{adapter.name} has one layer, whose hidden state is the model's own prediction: there is nothing to fit"
         )
     optimizer = OPTIMIZERS[config.optimizer]
     products = product_dtype(config, adapter.dtype, device)
+    costs = count_costs(adapter, blocks.seq_len, optimizer.fisher)
+    apart = blocks_apart(config, len(blocks), blocks.seq_len)
+    alone = config.choice_tokens != 0 and not apart
+    batch_size = _batch_size(config, len(blocks) - apart, blocks.seq_len, processes)
+    used = (len(blocks) - apart) // batch_size * batch_size
+    targets = blocks.seq_len - (1 if config.loss == "ce" else 0)
+    share = config.positions or max(
+        costs.default_share(1 / FAST_PRODUCTS if products != adapter.dtype else 1.0),
+        min(1.0, SEEN_POSITIONS / (used * targets * MOST_PASSES)),
+    )
+    positions = max(1, round(share * targets))
+    passes = config.passes or max(1, min(MOST_PASSES, SEEN_POSITIONS // (used * positions)))
+    steps = 0 if alone else passes * (used // batch_size)
+    choice_positions = 0
+    if apart:
+        wanted = config.choice_tokens or steps * batch_size * positions // CHOICE_ONE_IN
+        choice_positions = min(targets, max(1, wanted // apart))
     chunk_tokens = config.chunk_tokens or default_chunk_tokens(adapter.vocab_size, products, device.type)
-    needs_moments = config.start == "ridge" or optimizer.fisher
+    micro_batch_size = min(config.micro_batch_size, batch_size // processes.world)
+    needs_moments = not alone and (config.start == "ridge" or optimizer.fisher)
     start_tokens = config.start_tokens or max(START_TOKENS, 32 * adapter.d_model)
-    micro_batch_tokens = min(config.micro_batch_size, config.batch_size // processes.world) * blocks.seq_len
+    micro_batch_tokens = micro_batch_size * blocks.seq_len
     memory = partial(
         fit_memory,
         adapter,
         forward=measure_pass(adapter, blocks.seq_len),
         tokens=micro_batch_tokens,
-        chunk_tokens=min(chunk_tokens, micro_batch_tokens),
+        chunk_tokens=min(chunk_tokens, micro_batch_size * positions),
         products=products,
-        copies_targets=config.loss == "ce",
         device=device,
         world=processes.world,
         sharded=sharded,
@@ -151,59 +174,57 @@ def make_plan(
     needed = memory(config.optimizer, has_start=needs_moments)
     return Plan(
         config=config,
-        batch_asked=batch_asked,
-        blocks=len(blocks),
+        sampling=Sampling(
+            seed=config.seed,
+            blocks=len(blocks),
+            apart=apart,
+            batch_size=batch_size,
+            targets=targets,
+            positions=positions,
+        ),
         seq_len=blocks.seq_len,
-        passes=config.passes or max(1, min(MOST_PASSES, SEEN_TOKENS // (len(blocks) * blocks.seq_len))),
-        steps_a_pass=len(blocks) // config.batch_size,
+        passes=passes,
+        steps=steps,
+        choice_positions=choice_positions,
+        batch_asked=config.batch_size,
+        micro_batch_size=micro_batch_size,
         learning_rate=config.learning_rate or optimizer.default_rate,
         dtype=adapter.dtype,
         products=products,
         chunk_tokens=chunk_tokens,
-        start_rows=min(len(blocks), max(1, start_tokens // blocks.seq_len)) if needs_moments else 0,
-        micro_batch_tokens=micro_batch_tokens,
+        start_rows=min(len(blocks) - apart, max(1, start_tokens // blocks.seq_len)) if needs_moments else 0,
         device=device,
         world=processes.world,
+        costs=costs,
         memory=needed,
         memory_there=of_device(device) // (processes.on_this_machine if device.type == "cpu" else 1),
         memory_with_adamw=min(needed.needed, memory("adamw", has_start=config.start == "ridge").needed),
     )
 
 
-def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> list[str]:
-    """The plan in lines for people: shapes, steps, memory of one process by part, and a warning if that is too much."""
-    config, memory = plan.config, plan.memory
-    rest = f" ({blocks.tokens.size - plan.tokens:,} are left over)" if blocks.tokens.size > plan.tokens else ""
-    rate = f" at {plan.learning_rate:g}" if config.optimizer != "kfac" or config.learning_rate else ""
-    lasting, start, step = (
-        ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if size)
-        for parts in (memory.lasting, memory.start, memory.step)
-    )
-    lines = [
-        f"model      {adapter.name}: {adapter.model_type}, {adapter.n_layers} layers, d_model {adapter.d_model}, "
-        f"vocabulary {adapter.vocab_size:,}, {plan.dtype}",
-        f"data       {blocks.source}: {plan.tokens:,} tokens in blocks of {plan.seq_len}{rest}, {plan.passes} "
-        f"pass{'es' if plan.passes > 1 else ''}",
-        f"fit        {len(adapter.fitted_layers)} translators, {plan.steps} steps of {config.batch_size} × "
-        f"{plan.seq_len} tokens, {config.loss}, {config.optimizer}{rate}, {config.start} start, "
-        f"products in {plan.products}",
-        f"held out   {blocks.held_out or 'not known'}",
-        f"processes  {plan.world} on {plan.device.type}, {torch.get_num_threads()} threads each; "
-        f"{plan.micro_batch_tokens:,} tokens a forward pass, logits of {plan.chunk_tokens:,} tokens at a time",
-        f"memory     {_bytes(memory.needed)} at most: {lasting};"
-        + (f" during the start also {start};" if start else "")
-        + f" in a step also {step}",
-    ]
-    if config.batch_size < plan.batch_asked:
-        lines.append(f"note       a batch is {config.batch_size} blocks, all there are, in place of {plan.batch_asked}")
-    if plan.memory_there and memory.needed > plan.memory_there:
-        lines.append(
-            f"warning    that is more than the {_bytes(plan.memory_there)} there are; a lower --micro-batch-size or "
-            "--shard may help"
+def blocks_apart(config: FitConfig, blocks: int, seq_len: int) -> int:
+    """How many blocks no step and no start sees; 0 for none, or for a text of too few."""
+    if config.choice_tokens == 0 or blocks < LEAST_BLOCKS:
+        return 0
+    asked = -(-config.choice_tokens // seq_len) if config.choice_tokens else min(MOST_APART, blocks // APART_ONE_IN)
+    return max(1, min(asked, blocks // 2))
+
+
+def _batch_size(config: FitConfig, blocks: int, seq_len: int, processes: Processes) -> int:
+    """Blocks in a step: as asked for, or all there are."""
+    if config.batch_size % processes.world:
+        raise ConfigError(
+            f"batch_size {config.batch_size} cannot be shared evenly by {processes.world} processes; make it a multiple"
         )
-        if plan.memory_with_adamw < memory.needed:
-            lines[-1] += f", and --optimizer adamw needs {_bytes(plan.memory_with_adamw)}"
-    return lines
+    if blocks >= config.batch_size:
+        return config.batch_size
+    most = blocks // processes.world * processes.world
+    if not most:
+        raise FitError(
+            f"{blocks} blocks of {seq_len} tokens are too few for {processes.world} processes; give "
+            "more text, or take fewer processes"
+        )
+    return most
 
 
 def product_dtype(config: FitConfig, head: torch.dtype, device: torch.device) -> torch.dtype:
@@ -223,6 +244,5 @@ def _is_fast_at_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _bytes(size: float) -> str:
-    power = 0 if size < 1 else min(3, int(log(size, 1024)))
-    return f"{size / 1024**power:.{0 if power < 2 else 1}f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

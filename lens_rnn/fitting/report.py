@@ -16,6 +16,7 @@ from lens_rnn.fit_report import (
     DataFacts,
     FitData,
     FitReport,
+    LayerChoice,
     LayerReport,
     LayerStart,
     ModelFacts,
@@ -104,7 +105,7 @@ def fit_report(
 ) -> FitReport:
     """The certificate of a fit. settings: as they were resolved. reference: KL of the best known translators, by
     layer."""
-    measured = measured_report(adapter, evaluation, eval_blocks.bits_per_byte, reference, result.start)
+    measured = measured_report(adapter, evaluation, eval_blocks.bits_per_byte, reference, result.start, result.choices)
     return replace(
         measured,
         model=model,
@@ -128,10 +129,12 @@ def measured_report(
     bits_per_byte: float,
     reference: Mapping[int, float] | None = None,
     start: Mapping[int, LayerStart] = MappingProxyType({}),
+    choices: Mapping[int, LayerChoice] = MappingProxyType({}),
 ) -> FitReport:
     """What of a fit's report is measured on held-out text, for which no fit is needed: layers, baselines, and the
     distance to the reference. bits_per_byte: of a nat a token. Without a tuned lens its figures are NaN."""
     logit, tuned = evaluation.lenses["logit"], evaluation.lenses.get("tuned")
+    before = evaluation.lenses.get("start")
     return FitReport(
         units=Units(bits_per_byte_per_nat=bits_per_byte),
         baselines=Baselines(
@@ -144,12 +147,13 @@ def measured_report(
                 depth=adapter.depth(i),
                 fitted=i not in adapter.trivial_layers,
                 kl_logit=logit[i].kl,
-                kl_start=start.get(i, LayerStart()).kl,
+                kl_start=before[i].kl if before and i in adapter.fitted_layers else None,
                 kl_tuned=tuned[i].kl if tuned else nan,
                 kl_reference=reference.get(i) if reference else None,
                 ce_logit=logit[i].ce * bits_per_byte,
                 ce_tuned=tuned[i].ce * bits_per_byte if tuned else nan,
                 start=start.get(i),
+                choice=choices.get(i),
             )
             for i in range(adapter.n_layers)
         },

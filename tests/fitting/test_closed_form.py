@@ -1,6 +1,6 @@
 """The streamed ridge regression against least squares on all rows at once, and against scikit-learn."""
 
-from lens_rnn.fitting.closed_form import RIDGES, Moments, _ridge
+from lens_rnn.fitting.closed_form import RIDGES, Moments, ridge_map
 from tests.reference import objective as naive
 
 import numpy as np
@@ -31,7 +31,7 @@ def _moments(x: torch.Tensor, f: torch.Tensor, batches: int = 8) -> Moments:
 def test_ridge_equals_stacked_least_squares_and_scikit_learn(strength: float) -> None:
     x, f = _data()
     moments = _moments(x, f)
-    got = _ridge(moments.xx[:, 0].sum(0), moments.xy[:, 0].sum(0), strength)
+    got = ridge_map(moments.xx[:, 0].sum(0), moments.xy[:, 0].sum(0), strength)
     weight, bias = naive.ridge(x.double(), (f.double() - x.double()), strength)
     torch.testing.assert_close(got[:, :-1], weight, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(got[:, -1], bias, rtol=1e-6, atol=1e-6)

@@ -1,0 +1,68 @@
+"""What a fit costs in floating-point operations of its matrix products, counted from sizes; of the forward pass,
+counted while it runs over one text.
+
+An *evaluation* is one position at one layer through both products with the unembedding.
+"""
+
+import math
+from typing import NamedTuple
+
+from lens_rnn.models import ModelAdapter
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+COUNTED_TOKENS = 256  # of the text that the forward pass is counted on, at most
+SPREAD = 0.22
+"""By how much the best share of positions grows with the cost of a forward pass: (1 − ρ) ÷ ρ L in the terms of
+Cochran (Sampling Techniques, 1977, section 10.6), for blocks of L tokens with an intraclass correlation ρ. Set by what
+benchmarks/quality.py finds on the demo models."""
+LEAST_SHARE = 1 / 16
+PASS_OVERHEAD = 2.0
+"""What a forward pass takes of time beside that of its products, which are all that is counted."""
+
+
+class Costs(NamedTuple):
+    """Floating-point operations of matrix products, two for each multiplication with an addition."""
+
+    forward: float
+    """A token of text through the model's blocks."""
+    teacher: float
+    """A position's target: the model's own logits, and the scores of drawn labels."""
+    evaluation: float
+    """A position at one layer: translator, both products with the unembedding, gradient and factor."""
+    layers: int
+    """That are fitted."""
+
+    @property
+    def position(self) -> float:
+        """A position at all layers."""
+        return self.teacher + self.layers * self.evaluation
+
+    def of(self, tokens: float, positions: float) -> float:
+        """Operations for so many tokens of text and positions of them."""
+        return tokens * self.forward + positions * self.position
+
+    def default_share(self, product_speed: float = 1.0) -> float:
+        """The share of positions, a power of a half, at which neither more text nor more positions of it would be the
+        better buy. product_speed: of the products with the unembedding, relative to the forward pass's."""
+        ratio = PASS_OVERHEAD * product_speed * self.forward / self.position
+        share = math.sqrt(SPREAD * ratio)
+        return float(min(1.0, max(LEAST_SHARE, 2.0 ** round(math.log2(share)))))
+
+
+@torch.no_grad()
+def count_costs(adapter: ModelAdapter, seq_len: int, fisher: bool) -> Costs:
+    """Counted for this model where it is now, on one text of `seq_len` tokens or its beginning. fisher: whether the
+    optimizer wants the Fisher factor."""
+    d, vocab = adapter.d_model, adapter.vocab_size
+    ids = torch.zeros(1, min(seq_len, COUNTED_TOKENS), dtype=torch.long, device=adapter.device)
+    with FlopCounterMode(display=False) as counter:
+        adapter.forward(ids)
+    product, square = 2.0 * vocab * d, 2.0 * d * d
+    return Costs(
+        forward=counter.get_total_flops() / ids.numel(),
+        teacher=product * (2 if fisher else 1),
+        evaluation=2 * product + square * (3 if fisher else 2),
+        layers=len(adapter.fitted_layers),
+    )
