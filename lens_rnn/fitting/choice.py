@@ -3,7 +3,8 @@ of the late ones, judged on blocks that neither steps nor start have seen. No la
 
 First the four points themselves, then the way that leads to the best of them, at a few fractions. A candidate costs a
 forward product with the unembedding, half an evaluation, and few positions are enough: all candidates are judged on the
-same ones, and what they share cancels.
+same ones, and what they share cancels. What is beyond the start must beat it by more than a standard error of their
+difference: where too little text can tell them apart, the start is safe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 ZERO, START, LATE, END = "zero", "start", "mean of late steps", "end"
@@ -69,19 +70,29 @@ def choose(
     points = {ZERO: zero, START: start, LATE: late, END: translators.copy()}
     layers = len(adapter.fitted_layers)
 
-    def judged(candidates: list[list[_Place]]) -> list[dict[_Place, float]]:
+    def judged(candidates: list[list[_Place]]) -> list[dict[_Place, Tensor]]:
         return _judge(adapter, blocks, objective, plan, processes, points, candidates)
 
     losses = judged([[_Place(name) for name in points]] * layers)
-    ways = [[_Place(*way) for way in _ways_at(min(of_layer, key=of_layer.__getitem__))] for of_layer in losses]
+    ways = [[_Place(*way) for way in _ways_at(_best(of_layer))] for of_layer in losses]
     losses = [a | b for a, b in zip(losses, judged(ways), strict=True)]
     chosen: dict[int, LayerChoice] = {}
     for k, (layer, of_layer) in enumerate(zip(adapter.fitted_layers, losses, strict=True)):
-        best = min(of_layer, key=lambda place: (not np.isfinite(of_layer[place]), of_layer[place]))
+        best = _best(of_layer)
+        if best.towards in (LATE, END):
+            gain = of_layer[_Place(START)] - of_layer[best]
+            if float(gain.mean()) < float(gain.std()) / len(gain) ** 0.5:
+                best = _Place(START)
         weight, bias = _at(points, best, k)
         translators.weights[k], translators.biases[k] = weight, bias
-        chosen[layer] = LayerChoice(best.towards, best.fraction, {str(place): of_layer[place] for place in of_layer})
+        means = {str(place): float(values.mean()) for place, values in of_layer.items()}
+        chosen[layer] = LayerChoice(best.towards, best.fraction, means)
     return chosen
+
+
+def _best(losses: Mapping[_Place, Tensor]) -> _Place:
+    """Where the mean loss is lowest; what is not finite is the worst."""
+    return min(losses, key=lambda place: float(losses[place].mean().nan_to_num(float("inf"))))
 
 
 def _ways_at(best: _Place) -> list[tuple[str, float]]:
@@ -110,29 +121,22 @@ def _judge(
     processes: Processes,
     points: Mapping[str, Translators],
     candidates: Sequence[Sequence[_Place]],
-) -> list[dict[_Place, float]]:
-    """Mean loss of each layer's candidates over the positions that are kept apart, over all processes."""
-    most = max(map(len, candidates))
-    sums = torch.zeros(len(candidates) + 1, most, dtype=torch.float64)  # the last row counts positions
-    rows = plan.sampling.kept_apart
+) -> list[dict[_Place, Float[Tensor, " positions"]]]:
+    """The losses of each layer's candidates at the positions that are kept apart, over all processes."""
+    rows, a_block = plan.sampling.kept_apart, plan.choice_positions
+    losses = torch.zeros(len(candidates), max(map(len, candidates)), len(rows) * a_block)
     for part, real in processes.shares(np.arange(len(rows)), plan.micro_batch_size):
         ids = blocks.batch(rows[part], adapter.device)
         forward = adapter.forward(ids)
         if not real:
             continue
-        positions = plan.sampling.of_choice(part, plan.choice_positions)
-        for chunk in objective.chunks(forward, ids, positions=positions):
-            sums[-1] += len(chunk.hidden[0])
+        at = int(part[0]) * a_block  # a process's part is of consecutive blocks
+        for chunk in objective.chunks(forward, ids, positions=plan.sampling.of_choice(part, a_block)):
+            here = slice(at, at := at + len(chunk.hidden[0]))
             for k, layer in enumerate(adapter.fitted_layers):
                 hidden = chunk.hidden[layer].to(points[ZERO].weights.dtype)
                 for number, place in enumerate(candidates[k]):
                     z = hidden + torch.nn.functional.linear(hidden, *_at(points, place, k))
-                    sums[k, number] += objective.losses(z, chunk.target).sum(dtype=torch.float64).cpu()
-    means = _means(sums, adapter, processes)
-    return [dict(zip(places, row, strict=False)) for places, row in zip(candidates, means.tolist(), strict=True)]
-
-
-def _means(sums: Tensor, adapter: ModelAdapter, processes: Processes) -> Float64[Tensor, "layers candidates"]:
-    device = adapter.device if adapter.device.type != "mps" else torch.device("cpu")
-    total = processes.sum(sums.to(device)).cpu()
-    return total[:-1] / total[-1]
+                    losses[k, number, here] = objective.losses(z, chunk.target).cpu()
+    total = processes.sum(losses.to(adapter.device)).cpu().double()
+    return [dict(zip(places, rows, strict=False)) for places, rows in zip(candidates, total, strict=True)]

@@ -23,8 +23,9 @@ START_TOKENS = 131_072
 SEEN_POSITIONS, MOST_PASSES = 524_288, 4  # of the default passes: few tokens are worth seeing again, many are not
 FAST_PRODUCTS = 3.0  # how much faster products in bfloat16 are, where they are at all
 APART_ONE_IN, MOST_APART = 16, 64  # blocks of which one is kept apart to choose on, and how many at most
-LEAST_BLOCKS = 8  # of which one can be kept apart
-CHOICE_ONE_IN = 80  # positions that the steps look at, for one that is chosen on: with 8 candidates, 5 % of the cost
+LEAST_BLOCKS, LEAST_ONE_IN = 8, 4  # of so many at least one in 4 can be kept apart, until those have
+LEAST_CHOICE = 512  # positions, which is few to choose on
+CHOICE_ONE_IN = 80  # positions that the steps look at, for one that is chosen on: with 7 candidates, 5 % of the cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +154,8 @@ def make_plan(
     steps = 0 if alone else passes * (used // batch_size)
     choice_positions = 0
     if apart:
-        wanted = config.choice_tokens or steps * batch_size * positions // CHOICE_ONE_IN
-        choice_positions = min(targets, max(1, wanted // apart))
+        wanted = config.choice_tokens or max(LEAST_CHOICE, steps * batch_size * positions // CHOICE_ONE_IN)
+        choice_positions = min(targets, max(1, -(-wanted // apart)))
     chunk_tokens = config.chunk_tokens or default_chunk_tokens(adapter.vocab_size, products, device.type)
     micro_batch_size = min(config.micro_batch_size, batch_size // processes.world)
     needs_moments = not alone and (config.start == "ridge" or optimizer.fisher)
@@ -206,8 +207,9 @@ def blocks_apart(config: FitConfig, blocks: int, seq_len: int) -> int:
     """How many blocks no step and no start sees; 0 for none, or for a text of too few."""
     if config.choice_tokens == 0 or blocks < LEAST_BLOCKS:
         return 0
-    asked = -(-config.choice_tokens // seq_len) if config.choice_tokens else min(MOST_APART, blocks // APART_ONE_IN)
-    return max(1, min(asked, blocks // 2))
+    wanted = config.choice_tokens or LEAST_CHOICE
+    least = min(-(-wanted // seq_len), blocks // LEAST_ONE_IN)
+    return least if config.choice_tokens else max(least, min(MOST_APART, blocks // APART_ONE_IN))
 
 
 def _batch_size(config: FitConfig, blocks: int, seq_len: int, processes: Processes) -> int:
