@@ -36,6 +36,7 @@ LEAVES: dict[str, set[str]] = {
     "activity": set(),
     "checkpoints": {"errors", "files", "processes"},
     "compiled": set(),
+    "rows": {"compiled"},
     "ranges": {"errors"},
     "reports": {"errors", "files"},
     "fit_report": {"errors"},

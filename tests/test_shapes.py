@@ -20,7 +20,7 @@ def test_the_rooms_are_checked_and_kernels_left_alone() -> None:
     assert {"lens_rnn.lens", "lens_rnn.fitting.objective", "lens_rnn.evaluation.metrics"} <= checked
     loaders = {name: type(sys.modules[name].__loader__).__module__ for name in checked if name in sys.modules}
     assert [name for name, loader in loaders.items() if not loader.startswith("jaxtyping")] == []
-    assert not {"lens_rnn.fitting.rows_cpu", "lens_rnn.fitting.rows_cuda", "lens_rnn.models"} & checked
+    assert not {"lens_rnn.rows.cpu", "lens_rnn.rows.cuda", "lens_rnn.models"} & checked
 
 
 def test_a_wrong_type_and_a_wrong_shape_are_seen(tiny_mamba: ModelAdapter) -> None:

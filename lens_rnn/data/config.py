@@ -28,7 +28,7 @@ class DataConfig:
     """Field of a JSON record or of a Hub data set that holds the document."""
     tokens: Annotated[int | None, whole(1)] = None
     """Tokens to fit on, which --passes may show several times; of a small source they are drawn from everywhere.
-    Default: 262,144, or all there are if that is less."""
+    Default: 524,288, or all there are if that is less."""
     eval_tokens: Annotated[int | None, whole(1)] = None
     """Held-out tokens to measure on. Default: 32,768, or all there are if that is less."""
     seq_len: Annotated[int, whole(2)] = 256

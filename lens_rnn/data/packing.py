@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-DEFAULT_FIT_TOKENS = 262_144
+DEFAULT_FIT_TOKENS = 524_288
 DEFAULT_EVAL_TOKENS = 32_768
 
 SHORTEST_BLOCK = 8

@@ -227,7 +227,7 @@ def ablation_effects(
                     ):
                         h = before.hidden[layer].float()
                         log_q, log_r = (log_predictions(lens, x, layer) for x in (h, ablate(h, v, basis.mean)))
-                        sums[layer][number] += _effect_sums(log_q, log_r, before.log_p, after.log_p)
+                        sums[layer][number] += _effect_sums(log_q, log_r, before.aim.log_p, after.aim.log_p)
         if real:
             count += ids.numel()
             if on_batch:

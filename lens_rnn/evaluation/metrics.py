@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 from lens_rnn.data import TokenBlocks
 from lens_rnn.models import Forward, ModelAdapter
 from lens_rnn.processes import Processes
+from lens_rnn.rows import Aim, RowKernels, rows_for
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
-_SPAN_BYTES = {"cpu": 2**24, "cuda": 2**29}  # of one float32 (tokens, vocab) buffer
+_SPAN_BYTES = {"cpu": 2**23, "cuda": 2**29}  # of one float32 (tokens, vocab) buffer
+_LEAST_SPAN = 128  # tokens: products of fewer rows are slow
 
 
 class LayerMetrics(NamedTuple):
@@ -35,8 +37,10 @@ class TokenSpan(NamedTuple):
 
     hidden: list[Float[Tensor, "tokens d_model"]]
     """Of each layer."""
-    log_p: Float32[Tensor, "tokens vocab"]
-    """The logarithm of the model's own predictions."""
+    logits: Float[Tensor, "tokens vocab"]
+    """The model's own."""
+    aim: Aim
+    """The model's own predictions."""
     labels: Int[Tensor, " tokens"]
     """The next token, −1 where nothing follows."""
 
@@ -78,7 +82,7 @@ def evaluate(
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
     sums, counts = total(adapter, processes, sums), total(adapter, processes, counts)
     means = sums / torch.stack([counts[0], counts[1], counts[1]])
-    model = LayerMetrics(*means[0].tolist())
+    model = LayerMetrics(*means[0].tolist())._replace(kl=0.0)  # of itself, but for rounding
     by_lens = means[1:].reshape(len(names), len(layers), 3).tolist()
     trivial = dict.fromkeys(adapter.trivial_layers, model)
     figures = {
@@ -115,13 +119,18 @@ def token_spans(adapter: ModelAdapter, forward: Forward, ids: Int[Tensor, "batch
     size = span_size(adapter)
     for start in range(0, len(labels), size):
         part = slice(start, start + size)
-        log_p = torch.log_softmax(adapter.logits(final[part]).float(), dim=-1)
-        yield TokenSpan([h[part] for h in hidden], log_p, labels[part])
+        logits = adapter.logits(final[part])
+        yield TokenSpan([h[part] for h in hidden], logits, Aim.of(logits.float()), labels[part])
+
+
+def rows_of(logits: Tensor) -> RowKernels:
+    """The passes over rows of logits such as these."""
+    return rows_for(logits.dtype, logits.device)
 
 
 def span_size(adapter: ModelAdapter) -> int:
     """Tokens whose float32 (tokens, vocab) buffer is small, and yet large enough for quick products."""
-    return max(64, _SPAN_BYTES.get(adapter.device.type, 2**26) // (4 * adapter.vocab_size))
+    return max(_LEAST_SPAN, _SPAN_BYTES.get(adapter.device.type, 2**26) // (4 * adapter.vocab_size))
 
 
 def log_predictions(lens: Lens, hidden: Float[Tensor, "*tokens d_model"], layer: int) -> Float[Tensor, "*tokens vocab"]:
@@ -142,23 +151,18 @@ def _batch_sums(
     float64."""
     sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
     for span in token_spans(adapter, forward, ids):
-        p = span.log_p.exp()
-        sums[0] += _sums(span.log_p, p, span.log_p, span.labels)
+        sums[0] += figure_sums(span.logits, span)
         row = 1
         for lens in lenses:
             for layer in layers:
-                sums[row] += _sums(log_predictions(lens, span.hidden[layer], layer), p, span.log_p, span.labels)
+                sums[row] += figure_sums(lens(span.hidden[layer], layer), span)
                 row += 1
     return sums
 
 
-def _sums(log_q: Tensor, p: Tensor, log_p: Tensor, labels: Tensor) -> Tensor:
-    """Σ over tokens of (−log q[label], KL(p ‖ q), −Σ q log q), (3), float64."""
-    has_label = labels >= 0
-    ce = -log_q.gather(-1, labels.clamp(min=0)[:, None])[has_label]
-    kl = torch.linalg.vecdot(p, log_p - log_q)
-    entropy = -torch.linalg.vecdot(log_q.exp(), log_q)
-    return torch.stack([x.sum(dtype=torch.float64) for x in (ce, kl, entropy)]).cpu()
+def figure_sums(logits: Float[Tensor, "tokens vocab"], span: TokenSpan) -> Float64[Tensor, " 3"]:
+    """Σ over a span's tokens of −log q[label], KL(p ‖ q) and the entropy of q = softmax(logits)."""
+    return rows_of(logits).figures(logits, span.aim, span.labels).sum(0, dtype=torch.float64).cpu()
 
 
 def doubts(

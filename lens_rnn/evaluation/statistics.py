@@ -3,18 +3,16 @@ divergence."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import log
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
-from lens_rnn.evaluation.metrics import batches, log_predictions, token_spans, total
+from lens_rnn.evaluation.metrics import batches, rows_of, token_spans, total
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float64
 from tuned_lens.nn.lenses import Lens
 
 
@@ -70,10 +68,11 @@ def marginals(
     sums = torch.zeros(1 + len(lenses) * len(layers), adapter.vocab_size, dtype=torch.float64)  # (rows, vocab)
     for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
         for span in token_spans(adapter, forward, ids):
-            sums[0] += _summed(span.log_p)
+            rows_of(span.logits).add_probabilities(span.logits, sums[0])
             read = ((lens, layer) for lens in lenses.values() for layer in layers)
             for row, (lens, layer) in enumerate(read, start=1):
-                sums[row] += _summed(log_predictions(lens, span.hidden[layer], layer))
+                logits = lens(span.hidden[layer], layer)
+                rows_of(logits).add_probabilities(logits, sums[row])
     sums = total(adapter, processes, sums)
     model, rows = (sums / sums.sum(-1, keepdim=True)).split([1, len(sums) - 1])
     by_lens = model.repeat(len(lenses), adapter.n_layers, 1)  # (lenses, layers, vocab)
@@ -102,23 +101,9 @@ def js_between(
         count += ids.numel()
         for span in token_spans(adapter, forward, ids):
             for layer in adapter.fitted_layers:
-                of_a, of_b = (log_predictions(lens, span.hidden[layer], layer) for lens in (a, b))
-                sums[layer] += js_divergence(of_a, of_b).sum(dtype=torch.float64).cpu()
+                of_a, of_b = (lens(span.hidden[layer], layer) for lens in (a, b))
+                sums[layer] += rows_of(of_a).js(of_a, of_b).sum(dtype=torch.float64).cpu()
     return (total(adapter, processes, sums) / total(adapter, processes, count)).numpy()
-
-
-def js_divergence(
-    log_p: Float[Tensor, "*tokens vocab"], log_q: Float[Tensor, "*tokens vocab"]
-) -> Float[Tensor, "*tokens"]:
-    """½ KL(p ‖ m) + ½ KL(q ‖ m) in nats, with m = (p + q) / 2, of log-probabilities: from 0 to ln 2, symmetric."""
-    log_m = torch.logaddexp(log_p, log_q) - log(2)
-    return (torch.linalg.vecdot(log_p.exp(), log_p - log_m) + torch.linalg.vecdot(log_q.exp(), log_q - log_m)) / 2
-
-
-def _summed(log_q: Tensor) -> Tensor:
-    """Σ over tokens of q (vocab), float64. In float32 a token that a lens never thinks of would have probability 0, and
-    an infinite KL."""
-    return log_q.logsumexp(0).cpu().double().exp()
 
 
 def _entropy(p: np.ndarray) -> float:

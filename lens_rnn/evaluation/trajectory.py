@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.evaluation.metrics import TokenSpan, log_predictions, token_spans
+from lens_rnn.evaluation.metrics import TokenSpan, rows_of, token_spans
 from lens_rnn.models import ModelAdapter
 from lens_rnn.models.inputs import OneText, one_text, whole_numbers
 
@@ -165,7 +165,7 @@ def predict(
     layers = adapter.fitted_layers[::stride]
     parts, done = [], 0
     for span in token_spans(adapter, adapter.forward(batch), batch):
-        tokens = len(span.log_p)
+        tokens = len(span.labels)
         labels = wanted[done : done + tokens].to(batch.device)
         parts.append(_read(lens, layers, span._replace(labels=labels), min(top_k, adapter.vocab_size)))
         done += tokens
@@ -189,19 +189,21 @@ def predict(
 
 def _read(lens: Lens, layers: Sequence[int], span: TokenSpan, k: int) -> list[np.ndarray]:
     """Entropy, ce, kl, rank (rows, tokens), top probabilities and ids (rows, tokens, k) of some tokens."""
-    p, aimed = span.log_p.exp(), span.labels != NO_TARGET
+    aimed = span.labels != NO_TARGET
     rows = []
     for layer in (*layers, None):
-        log_q = span.log_p if layer is None else log_predictions(lens, span.hidden[layer], layer)
-        log_target = log_q.gather(-1, span.labels.clamp(min=0)[:, None])  # (tokens, 1)
-        top = log_q.topk(k, dim=-1)
+        logits = span.logits if layer is None else lens(span.hidden[layer], layer)
+        passes = rows_of(logits)
+        ce, kl, entropy = passes.figures(logits, span.aim, span.labels).unbind(1)
+        of_target = logits.gather(-1, span.labels.clamp(min=0)[:, None])  # (tokens, 1)
+        top = logits.topk(k, dim=-1)
         rows.append(
             (
-                -torch.linalg.vecdot(log_q.exp(), log_q),
-                torch.where(aimed, -log_target[:, 0], torch.nan),
-                torch.linalg.vecdot(p, span.log_p - log_q),
-                torch.where(aimed, (log_q > log_target).sum(-1), NO_TARGET),
-                top.values.exp(),
+                entropy,
+                torch.where(aimed, ce, torch.nan),
+                kl if layer is not None else torch.zeros_like(kl),  # of the model from itself, but for rounding
+                torch.where(aimed, (logits > of_target).sum(-1), NO_TARGET),
+                (top.values.float() - passes.normalizers(logits)[:, None]).exp(),
                 top.indices,
             )
         )

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from lens_rnn.data import TokenBlocks
-from lens_rnn.evaluation.metrics import batches, log_predictions, token_spans, total
+from lens_rnn.evaluation.metrics import batches, figure_sums, token_spans, total
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
+from lens_rnn.rows import Aim
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
 from tuned_lens.nn.lenses import Lens
 
 
@@ -53,17 +53,11 @@ def layer_transfer(
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
         for span in token_spans(adapter, forward, ids):
             for source, hidden in enumerate(span.hidden):
-                log_own = log_predictions(lens, hidden, source)
-                own = log_own.exp()
+                own = lens(hidden, source)
+                aimed = span._replace(aim=Aim.of(own.float()))
                 for translator in range(n):
-                    log_q = log_own if translator == source else log_predictions(lens, hidden, translator)
-                    sums[translator, source] += _sums(log_q, own, log_own, span.labels)
+                    logits = own if translator == source else lens(hidden, translator)
+                    sums[translator, source] += figure_sums(logits, aimed)[:2]
     ce, kl = (total(adapter, processes, sums) / total(adapter, processes, counts)).unbind(-1)
+    kl.fill_diagonal_(0.0)  # of a translator from itself, but for rounding
     return Transfer(ce.numpy(), kl.numpy())
-
-
-def _sums(log_q: Tensor, own: Tensor, log_own: Tensor, labels: Tensor) -> Tensor:
-    """Σ over tokens of (−log q[label], KL(own ‖ q)), (2), float64."""
-    ce = -log_q.gather(-1, labels.clamp(min=0)[:, None])[labels >= 0]
-    kl = torch.linalg.vecdot(own, log_own - log_q)
-    return torch.stack([x.sum(dtype=torch.float64) for x in (ce, kl)]).cpu()

@@ -20,11 +20,12 @@ class FitConfig:
     micro_batch_size: Annotated[int, whole(1)] = 8
     """Sequences in one forward pass of one process: lower it if memory runs out; the result stays the same."""
     passes: Annotated[int | None, whole(1)] = None
-    """How often each token is seen. Default: as often as makes 524,288 positions in all, at most 4 times, and at least
+    """How often each token is seen. Default: as often as makes 524,288 tokens in all, at most 4 times, and at least
     once."""
     positions: Annotated[float | None, number(most=1, above=0)] = None
-    """Share of the positions of the text that each step looks at: others cost a forward pass alone. Default: from the
-    cost of a forward pass beside that of a position, a half to a sixteenth; more where there is little text."""
+    """Share of the positions of the text that the steps look at, others each time: the rest costs a forward pass alone.
+    Default: from the cost of that beside a position's, a sixteenth or more; of a text below 524,288 tokens more,
+    in proportion."""
     optimizer: OptimizerName = "kfac"
     """kfac, adamw, adam, sgd (with tuned-lens's settings) or muon."""
     learning_rate: Annotated[float | None, number(above=0)] = None

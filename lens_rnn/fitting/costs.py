@@ -15,11 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 COUNTED_TOKENS = 256  # of the text that the forward pass is counted on, at most
 SPREAD = 0.22
 """By how much the best share of positions grows with the cost of a forward pass: (1 − ρ) ÷ ρ L in the terms of
-Cochran (Sampling Techniques, 1977, section 10.6), for blocks of L tokens with an intraclass correlation ρ. Set by what
-benchmarks/quality.py finds on the demo models."""
+Cochran (Sampling Techniques, 1977, section 10.6), for blocks of L tokens with an intraclass correlation ρ. By hand, on
+the demo models: a quarter and a half are near the best for them."""
 LEAST_SHARE = 1 / 16
-PASS_OVERHEAD = 2.0
-"""What a forward pass takes of time beside that of its products, which are all that is counted."""
 
 
 class Costs(NamedTuple):
@@ -43,11 +41,11 @@ class Costs(NamedTuple):
         """Operations for so many tokens of text and positions of them."""
         return tokens * self.forward + positions * self.position
 
-    def default_share(self, product_speed: float = 1.0) -> float:
+    @property
+    def best_share(self) -> float:
         """The share of positions, a power of a half, at which neither more text nor more positions of it would be the
-        better buy. product_speed: of the products with the unembedding, relative to the forward pass's."""
-        ratio = PASS_OVERHEAD * product_speed * self.forward / self.position
-        share = math.sqrt(SPREAD * ratio)
+        better buy."""
+        share = math.sqrt(SPREAD * self.forward / self.position)
         return float(min(1.0, max(LEAST_SHARE, 2.0 ** round(math.log2(share)))))
 
 

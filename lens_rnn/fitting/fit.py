@@ -149,7 +149,7 @@ def fit(
 
     if not resume_from:
         if on_start:
-            on_start(result.start_lens)
+            on_start(lens)
         save(0)
     sums = StepSums(len(layers), adapter.d_model, adapter.device, optimizer.fisher)
     for step in range(done, plan.steps):

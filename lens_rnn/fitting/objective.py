@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from lens_rnn.fitting.rows import Target, rows_for
 from lens_rnn.lens import Unembedding
 from lens_rnn.models import Forward
+from lens_rnn.rows import Target, rows_for
 
 import torch
 from jaxtyping import Float, Int

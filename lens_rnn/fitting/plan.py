@@ -20,8 +20,7 @@ from lens_rnn.processes import Processes
 import torch
 
 START_TOKENS = 131_072
-SEEN_POSITIONS, MOST_PASSES = 524_288, 4  # of the default passes: few tokens are worth seeing again, many are not
-FAST_PRODUCTS = 3.0  # how much faster products in bfloat16 are, where they are at all
+SEEN_TOKENS, MOST_PASSES = 524_288, 4  # of the default passes: few tokens are worth seeing again, many are not
 APART_ONE_IN, MOST_APART = 16, 64  # blocks of which one is kept apart to choose on, and how many at most
 LEAST_BLOCKS, LEAST_ONE_IN = 8, 4  # of so many at least one in 4 can be kept apart, until those have
 LEAST_CHOICE = 512  # positions, which is few to choose on
@@ -143,15 +142,12 @@ def make_plan(
     apart = blocks_apart(config, len(blocks), blocks.seq_len)
     alone = config.choice_tokens != 0 and not apart
     batch_size = _batch_size(config, len(blocks) - apart, blocks.seq_len, processes)
-    used = (len(blocks) - apart) // batch_size * batch_size
     targets = blocks.seq_len - (1 if config.loss == "ce" else 0)
-    share = config.positions or max(
-        costs.default_share(1 / FAST_PRODUCTS if products != adapter.dtype else 1.0),
-        min(1.0, SEEN_POSITIONS / (used * targets * MOST_PASSES)),
-    )
+    tokens = len(blocks) * blocks.seq_len
+    share = config.positions or min(1.0, costs.best_share * max(1.0, SEEN_TOKENS / tokens))
     positions = max(1, round(share * targets))
-    passes = config.passes or max(1, min(MOST_PASSES, SEEN_POSITIONS // (used * positions)))
-    steps = 0 if alone else passes * (used // batch_size)
+    passes = config.passes or max(1, min(MOST_PASSES, SEEN_TOKENS // tokens))
+    steps = 0 if alone else passes * ((len(blocks) - apart) // batch_size)
     choice_positions = 0
     if apart:
         wanted = config.choice_tokens or max(LEAST_CHOICE, steps * batch_size * positions // CHOICE_ONE_IN)

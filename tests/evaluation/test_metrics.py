@@ -136,14 +136,15 @@ def test_chunks_do_not_matter(tiny_model: ModelAdapter, monkeypatch: pytest.Monk
     lenses = both_lenses(tiny_model)
     whole = evaluate(tiny_model, lenses, BLOCKS, micro_batch_size=11)
     sizes: list[int] = []
-    sums = metrics._sums
+    sums = metrics.figure_sums
 
-    def counted(log_q: Tensor, *rest: Tensor) -> Tensor:
-        sizes.append(len(log_q))
-        return sums(log_q, *rest)
+    def counted(logits: Tensor, *rest: Tensor) -> Tensor:
+        sizes.append(len(logits))
+        return sums(logits, *rest)
 
-    monkeypatch.setattr(metrics, "_sums", counted)
+    monkeypatch.setattr(metrics, "figure_sums", counted)
     monkeypatch.setattr(metrics, "_SPAN_BYTES", {"cpu": 70 * 4 * VOCAB_SIZE})
+    monkeypatch.setattr(metrics, "_LEAST_SPAN", 1)
     in_chunks = evaluate(tiny_model, lenses, BLOCKS, micro_batch_size=11)
     assert set(sizes) == {70, 36}, "176 tokens, 70 at a time"
     np.testing.assert_allclose(numbers(in_chunks), numbers(whole), rtol=1e-6, atol=1e-9)
@@ -253,5 +254,9 @@ def test_doubts_are_of_fitted_layers_and_of_the_lens_asked_for() -> None:
 
 @pytest.mark.parametrize(("start", "is_worse"), [(0.4, True), (0.5, False), (0.6, False), (NAN, True), (None, False)])
 def test_a_layer_that_its_fit_made_worse_is_named(start: float | None, is_worse: bool) -> None:
-    lines = doubts(made(GOOD), (0, 1), start_kl={1: start})
+    evaluation = made(GOOD)
+    if start is not None:
+        begun = {0: GOOD, 1: GOOD._replace(kl=start)}
+        evaluation = replace(evaluation, lenses={**evaluation.lenses, "start": begun})
+    lines = doubts(evaluation, (0, 1))
     assert lines == (["layer 1: the tuned lens is no better than its own start"] if is_worse else [])

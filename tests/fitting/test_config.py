@@ -13,6 +13,8 @@ BAD_SETTINGS = {
     "seed": -1,
     "chunk_tokens": 0,
     "start_tokens": 0,
+    "positions": 0.0,
+    "choice_tokens": -1,
 }
 UNKNOWN_NAMES = {"optimizer": "lion", "loss": "mse", "products": "fp8", "start": "pca"}
 

@@ -32,7 +32,6 @@ def memory(adapter: ModelAdapter, optimizer: str = "kfac", **changes) -> FitMemo
         "chunk_tokens": 32,
         "products": torch.float32,
         "has_start": True,
-        "copies_targets": False,
         "device": CPU,
         "world": 1,
         "sharded": False,
@@ -54,9 +53,6 @@ def test_what_makes_a_fit_larger(tiny_model: ModelAdapter) -> None:
     assert sum(memory(tiny_model, world=2).step.values()) > sum(plain.step.values())
     assert memory(tiny_model, world=2, sharded=True).lasting["model"] == plain.lasting["model"] // 2
     assert memory(tiny_model, tokens=6400).needed > memory(tiny_model, tokens=640).needed
-    states = PassMemory(1000.0, 1000.0)
-    once, twice = (memory(tiny_model, forward=states, copies_targets=copies) for copies in (False, True))
-    assert sum(twice.step.values()) - sum(once.step.values()) == 64_000
     narrow, wide = (sum(memory(tiny_model, chunk_tokens=chunk).step.values()) for chunk in (320, 640))
     buffers = wide - narrow - 320 * 8 * tiny_model.d_model * 4
     assert buffers == 320 * tiny_model.vocab_size * 2 * 4, "two buffers of logits"

@@ -4,7 +4,8 @@ from lens_rnn.data import TokenBlocks
 from lens_rnn.errors import ConfigError, FitError
 from lens_rnn.fitting import FitConfig, Plan, make_plan, plan
 from lens_rnn.fitting.kfac import KFAC
-from lens_rnn.fitting.plan import describe_plan, product_dtype
+from lens_rnn.fitting.plan import product_dtype
+from lens_rnn.fitting.plan_lines import describe_plan
 from lens_rnn.fitting.sums import StepSums
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import Processes
@@ -24,17 +25,40 @@ def lines(adapter: ModelAdapter, blocks: TokenBlocks, **settings) -> list[str]:
 # --- which blocks a step sees -----------------------------------------------------------------------------------------
 
 
-def test_each_pass_has_an_order_of_its_own_and_sees_a_block_once(tiny_mamba: ModelAdapter) -> None:
-    def planned(**settings) -> Plan:
-        return make_plan(tiny_mamba, make_blocks(14), FitConfig(batch_size=4, passes=3, **settings))
+def test_what_is_kept_apart_is_in_no_step_and_no_start(tiny_mamba: ModelAdapter) -> None:
+    """One block in 16, at least 512 tokens where those are a quarter at most, and at most 64 blocks."""
 
-    first = planned()
-    assert first.steps == 9
-    passes = [np.concatenate([first.rows(step) for step in range(start, start + 3)]) for start in (0, 3, 6)]
-    assert all(len(set(rows.tolist())) == 12 for rows in passes)
-    assert len({tuple(rows.tolist()) for rows in passes}) == 3
-    assert np.array_equal(planned().rows(7), first.rows(7))
-    assert not np.array_equal(planned(seed=1).rows(7), first.rows(7))
+    def planned(blocks: int, seq_len: int = 256, **settings) -> Plan:
+        tokens = TokenBlocks.of_tokens(np.zeros((blocks, seq_len), dtype=np.uint16))
+        return make_plan(tiny_mamba, tokens, FitConfig(batch_size=4, passes=1, **settings))
+
+    for blocks, apart in ((8, 2), (32, 2), (160, 10), (4000, 64)):
+        plan = planned(blocks)
+        assert plan.sampling.apart == apart
+        assert plan.steps == (blocks - apart) // 4
+        assert plan.start_rows <= blocks - apart
+        assert 0 < plan.choice_positions <= 256
+    assert planned(40, choice_tokens=1000).sampling.apart == 4
+    assert planned(40, choice_tokens=0).sampling.apart == 0
+    assert planned(40, choice_tokens=0).choice_positions == 0
+
+
+@pytest.mark.parametrize("vocab", [96, 50_000])
+def test_positions_follow_from_costs(tiny_mamba: ModelAdapter, vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dear objective, a small share; little text, more of it."""
+    monkeypatch.setattr(type(tiny_mamba), "vocab_size", vocab)
+
+    def planned(tokens: int, **settings) -> Plan:
+        blocks = TokenBlocks.of_tokens(np.zeros((tokens // 256, 256), dtype=np.uint16))
+        return make_plan(tiny_mamba, blocks, FitConfig(**settings))
+
+    much, little = planned(1_048_576), planned(16_384)
+    assert much.share == {96: 0.5, 50_000: 1 / 16}[vocab]
+    assert much.share < little.share
+    assert little.share == min(1.0, 32 * much.share)
+    given = planned(1_048_576, positions=0.3)
+    assert given.sampling.positions == 77
+    assert given.evaluations == given.steps * 16 * 77
 
 
 @pytest.mark.parametrize(
@@ -53,13 +77,17 @@ def test_what_was_left_to_defaults_is_resolved(tiny_mamba: ModelAdapter) -> None
     resolved = make_plan(tiny_mamba, make_blocks(70), FitConfig(products="float32")).resolved()
     assert resolved == {
         "learning_rate": 1.0,
-        "start_tokens": 70 * 16,
+        "start_tokens": 53 * 16,
+        "choice_tokens": 17 * 16,
         "products": "float32",
         "chunk_tokens": 1024,
         "dtype": "float32",
-        "tokens": 64 * 16,
+        "tokens": 48 * 16,
+        "positions": 1.0,
         "batch_size": 16,
         "passes": 4,
+        "steps": 12,
+        "evaluations": 12 * 16 * 16,
         "checkpoint_every": 50,
     }
     fixed = FitConfig(optimizer="adamw", learning_rate=0.5, start="zero", chunk_tokens=7, products="bfloat16")
@@ -102,12 +130,13 @@ def test_a_batch_is_at_most_what_there_is(tiny_mamba: ModelAdapter) -> None:
     class Two(Processes):
         world = 2
 
-    short = make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4))
-    assert (short.config.batch_size, short.steps_a_pass, short.resolved()["batch_size"]) == (3, 1, 3)
-    notes = [line for line in lines(tiny_mamba, make_blocks(3), batch_size=4) if line.startswith("note")]
+    whole = {"batch_size": 4, "choice_tokens": 0}
+    short = make_plan(tiny_mamba, make_blocks(3), FitConfig(**whole))
+    assert (short.sampling.batch_size, short.sampling.steps_a_pass, short.resolved()["batch_size"]) == (3, 1, 3)
+    notes = [line for line in lines(tiny_mamba, make_blocks(3), **whole) if line.startswith("note")]
     assert notes == ["note       a batch is 3 blocks, all there are, in place of 4"]
-    assert not [line for line in lines(tiny_mamba, make_blocks(4), batch_size=4) if line.startswith("note")]
-    assert make_plan(tiny_mamba, make_blocks(3), FitConfig(batch_size=4), Two()).config.batch_size == 2
+    assert not [line for line in lines(tiny_mamba, make_blocks(4), **whole) if line.startswith("note")]
+    assert make_plan(tiny_mamba, make_blocks(3), FitConfig(**whole), Two()).sampling.batch_size == 2
     with pytest.raises(FitError, match="too few for 2 processes"):
         make_plan(tiny_mamba, make_blocks(1), FitConfig(batch_size=4), Two())
 
@@ -159,7 +188,7 @@ def test_processes_of_a_machine_share_its_memory(tiny_mamba: ModelAdapter, monke
 
 
 def test_it_says_how_often_tokens_are_seen(tiny_mamba: ModelAdapter) -> None:
-    once, often = (lines(tiny_mamba, make_blocks(70), passes=passes) for passes in (1, 3))
+    once, often = (lines(tiny_mamba, make_blocks(70), passes=passes, choice_tokens=0) for passes in (1, 3))
     assert "1,024 tokens in blocks of 16 (96 are left over), 1 pass" in once[1]
     assert "4 steps of 16 × 16 tokens, kl, kfac, ridge start" in once[2]
     assert often[1].endswith("3 passes")

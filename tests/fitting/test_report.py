@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from lens_rnn.evaluation.metrics import Evaluation, LayerMetrics
-from lens_rnn.fit_report import DataFacts, FitReport, LayerStart
+from lens_rnn.fit_report import DataFacts, FitReport, LayerChoice, LayerStart
 from lens_rnn.fitting import FitResult, report
 from lens_rnn.lens import TunedLens
 from lens_rnn.models import ModelAdapter
@@ -24,17 +24,16 @@ def certificate(
 ) -> FitReport:
     blocks = make_blocks(4)
     tuned, logit = figures(0.5, 0.25, 0.0), figures(2.0, 1.0, 0.0)
-    evaluation = Evaluation(
-        tuned[2], {"logit": logit, "tuned": tuned}, 4.0 / blocks.bits_per_byte, 3.0 / blocks.bits_per_byte
-    )
-    result = FitResult(
-        TunedLens.from_adapter(adapter), dict(start), [[3.0, 2.0], [float("nan"), 1.0], [1.0, float("inf")]]
-    )
+    lenses = {"logit": logit, "tuned": tuned} | ({"start": figures(0.75, 0.5, 0.0)} if start else {})
+    evaluation = Evaluation(tuned[2], lenses, 4.0 / blocks.bits_per_byte, 3.0 / blocks.bits_per_byte)
+    lens, history = TunedLens.from_adapter(adapter), [[3.0, 2.0], [float("nan"), 1.0], [1.0, float("inf")]]
+    result = FitResult(lens, lens, dict(start), CHOICES, history)
     model = report.describe_model(adapter, "0" * 64)
     return report.fit_report({"loss": "kl"}, adapter, model, blocks, blocks, result, evaluation, Processes(), reference)
 
 
-START = {i: LayerStart(ridge=0.1, explained=0.5, kl=kl) for i, kl in enumerate((0.75, 0.5))}
+START = {i: LayerStart(ridge=0.1, explained=0.5) for i in (0, 1)}
+CHOICES = {0: LayerChoice("end", 0.5, {"end": 0.6, "0.5 of the way to end": 0.5}), 1: LayerChoice("start")}
 
 
 def test_it_has_kl_at_start_and_end_and_the_reference(tiny_mamba: ModelAdapter) -> None:
@@ -46,6 +45,7 @@ def test_it_has_kl_at_start_and_end_and_the_reference(tiny_mamba: ModelAdapter) 
     assert [row.kl_reference for row in rows] == [0.4, 0.2, None]
     assert [row.ce_tuned for row in rows] == pytest.approx([1.5, 1.25, 1.0])
     assert [row.start for row in rows] == [*START.values(), None]
+    assert [row.choice for row in rows] == [*CHOICES.values(), None]
     assert made.distance_to_reference == pytest.approx(0.25)
     assert made.training_loss.layers == (0, 1)
     assert len(made.training_loss.steps) == 3

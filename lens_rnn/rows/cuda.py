@@ -8,7 +8,8 @@ of torch. The naive twin is `PlainRows`.
 
 from math import gcd
 
-from lens_rnn.fitting.rows import Target
+from lens_rnn.rows import Aim, Target
+from lens_rnn.rows.plain import PlainRows
 
 import torch
 import triton
@@ -22,8 +23,9 @@ _LANES_A_WARP = (
 )
 
 
-class TritonRows:
-    """For contiguous float32 and bfloat16 logits."""
+class TritonRows(PlainRows):
+    """For contiguous float32 and bfloat16 logits. What no fit and no evaluation of lenses waits for is left to torch:
+    sums of probabilities and Jensen–Shannon divergence."""
 
     def normalizers(self, logits: Tensor) -> Tensor:
         normalizers = torch.empty(len(logits), device=logits.device)
@@ -43,6 +45,12 @@ class TritonRows:
         with torch.cuda.device_of(logits):
             _difference[(len(logits),)](logits, *target, loss, **_shape(logits.shape[1]))
         return loss
+
+    def figures(self, logits: Tensor, aim: Aim, labels: Tensor) -> Tensor:
+        figures = torch.empty(len(logits), 3, device=logits.device)
+        with torch.cuda.device_of(logits):
+            _figures[(len(logits),)](logits, *aim, labels, figures, **_shape(logits.shape[1]))
+        return figures
 
 
 def _shape(vocab: int) -> dict[str, int]:
@@ -129,3 +137,27 @@ def _difference(logits, teacher, normalizers, labels, loss, groups, ALIGN: tl.co
             losses -= tl.where(hit, log_q, 0.0)
         tl.store(row + at, q - p, mask=inside)
     tl.store(loss + token, tl.sum(losses, 0))
+
+
+@triton.jit
+def _figures(logits, log_ps, ps, labels, figures, groups, ALIGN: tl.constexpr, LANES: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    vocab = groups * ALIGN
+    row = logits + token * vocab
+    top, log_total = _normalize(row, vocab, LANES)
+    label = tl.load(labels + token)
+    ce = tl.zeros((LANES,), tl.float32)
+    kl = tl.zeros((LANES,), tl.float32)
+    entropy = tl.zeros((LANES,), tl.float32)
+    for start in range(0, vocab, LANES):
+        at = start + tl.arange(0, LANES)
+        inside = at < vocab
+        log_q = tl.load(row + at, mask=inside, other=float("-inf")).to(tl.float32) - top - log_total
+        log_p = tl.load(log_ps + token * vocab + at, mask=inside, other=0.0, eviction_policy="evict_first")
+        p = tl.load(ps + token * vocab + at, mask=inside, other=0.0, eviction_policy="evict_first")
+        ce -= tl.where(at == label, log_q, 0.0)
+        kl += tl.where(inside, p * (log_p - log_q), 0.0)
+        entropy -= tl.where(inside, tl.exp(log_q) * log_q, 0.0)
+    tl.store(figures + token * 3, tl.sum(ce, 0))
+    tl.store(figures + token * 3 + 1, tl.sum(kl, 0))
+    tl.store(figures + token * 3 + 2, tl.sum(entropy, 0))

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from lens_rnn.compiled import read_bfloat16, write_bfloat16
-from lens_rnn.fitting.rows import PlainRows, RowKernels, Target, _log_once, rows_for
-from lens_rnn.fitting.rows_cpu import CompiledRows
+from lens_rnn.rows import Aim, RowKernels, Target, _log_once, rows_for
+from lens_rnn.rows.cpu import CompiledRows
+from lens_rnn.rows.plain import PlainRows
 
 import numba
 import numpy as np
@@ -46,7 +47,7 @@ def device(kind: str) -> torch.device:
 def rows(kind: str) -> RowKernels:
     if kind == "compiled":
         return CompiledRows()
-    from lens_rnn.fitting.rows_cuda import TritonRows
+    from lens_rnn.rows.cuda import TritonRows
 
     return TritonRows()
 
@@ -153,6 +154,42 @@ def test_values(rows: RowKernels, device: torch.device, case: str, shape: tuple[
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("case", "shape"), COMMON + UNCOMMON, ids=str)
+def test_what_an_evaluation_says(
+    rows: RowKernels, device: torch.device, case: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """Figures, Jensen–Shannon divergence and sums of probabilities, and that no logits are changed."""
+    logits = _logits(case, *shape).to(device, dtype)
+    size = logits[logits > -1e29].abs().max().item()
+    target, twin = _targets(rows, logits, case)[0]
+    labels = (torch.arange(shape[0]) % shape[1]).to(device)
+    labels[-1] = -1 if shape[0] > 1 else 0
+    before = logits.clone(), target.logits.clone()
+    aim, exact_aim = Aim.of(target.logits), Aim.of(twin.logits)
+    exact = PlainRows().figures(logits.double(), exact_aim, labels)
+    kept = slice(None) if case != "masked" else slice(1, None)  # a label that is ruled out costs 1e30
+    got = rows.figures(logits, aim, labels).double()
+    torch.testing.assert_close(got[:, kept], exact[:, kept], rtol=2e-5, atol=1e-5 + 1e-6 * size)
+    divergence = rows.js(logits, target.logits).double()
+    torch.testing.assert_close(divergence, PlainRows().js(logits.double(), twin.logits), rtol=1e-4, atol=1e-5)
+    total, expected = (torch.ones(shape[1], dtype=torch.float64, device=device) for _ in range(2))
+    rows.add_probabilities(logits, total)
+    PlainRows().add_probabilities(logits.double(), expected)
+    torch.testing.assert_close(total, expected, rtol=1e-5 + 1e-7 * size, atol=1e-6)
+    assert torch.equal(logits, before[0])
+    assert torch.equal(target.logits, before[1])
+
+
+def test_sums_of_probabilities_hold_what_float32_does_not(rows: RowKernels, device: torch.device) -> None:
+    """A token that a lens never thinks of has a logarithm all the same."""
+    logits = torch.zeros(3, 5, device=device)
+    logits[:, 2] = -300.0
+    total = torch.zeros(5, dtype=torch.float64, device=device)
+    rows.add_probabilities(logits, total)
+    assert float(total[2].log()) == pytest.approx(-300 + np.log(3 / 4), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")], ids=["nan", "nan with sign", "inf"])
 @pytest.mark.parametrize("at", [0, 200, 599])
 def test_a_broken_row_has_no_loss_and_harms_no_other(
@@ -174,6 +211,8 @@ def test_a_broken_row_has_no_loss_and_harms_no_other(
         difference = ours.clone()
         assert rows.difference_(difference, target).isnan().tolist() == [False, True, False]
         assert difference[::2].isfinite().all()
+        if target.labels is None:
+            assert rows.figures(ours, Aim.of(target.logits), labels)[:, 1].isnan().tolist() == [False, True, False]
 
 
 def test_a_target_that_rules_labels_out(rows: RowKernels, device: torch.device) -> None:
@@ -243,6 +282,13 @@ def test_threads_do_not_change_results(dtype: torch.dtype) -> None:
             for target, _ in _targets(rows, logits, "common"):
                 difference = logits.clone()
                 result += [rows.difference_(difference, target), difference]
+            total, target = torch.zeros(1000, dtype=torch.float64), _targets(rows, logits, "common")[0][0]
+            rows.add_probabilities(logits, total)
+            result += [
+                total,
+                rows.figures(logits, Aim.of(target.logits), torch.arange(37)),
+                rows.js(logits, target.logits),
+            ]
             results.append(result)
     finally:
         numba.set_num_threads(before)
@@ -294,7 +340,7 @@ def test_the_gpu_passes_under_the_interpreter() -> None:
     ]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout
@@ -303,7 +349,7 @@ def test_the_gpu_passes_under_the_interpreter() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 8 GB")
 def test_more_than_int32_can_count() -> None:
     pytest.importorskip("triton")
-    from lens_rnn.fitting.rows_cuda import TritonRows
+    from lens_rnn.rows.cuda import TritonRows
 
     vocab = 50_280
     logits = torch.zeros(2**31 // vocab + 2, vocab, dtype=torch.bfloat16, device="cuda")
@@ -338,7 +384,7 @@ def test_the_passes_fit_device_and_dtype(
 ) -> None:
     stand_in = ModuleType("rows_cuda")  # for what needs triton
     stand_in.TritonRows = type("TritonRows", (), {})
-    monkeypatch.setitem(sys.modules, "lens_rnn.fitting.rows_cuda", stand_in)
+    monkeypatch.setitem(sys.modules, "lens_rnn.rows.cuda", stand_in)
     assert type(rows_for(dtype, torch.device(device))).__name__ == expected
 
 
@@ -346,7 +392,7 @@ def test_without_triton_the_plain_passes_serve_and_say_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "lens_rnn.fitting.rows_cuda", raising=False)
+    monkeypatch.delitem(sys.modules, "lens_rnn.rows.cuda", raising=False)
     _log_once.cache_clear()
     with caplog.at_level(logging.WARNING, "lens_rnn"):
         picked = [rows_for(dtype, torch.device("cuda")) for dtype in DTYPES]

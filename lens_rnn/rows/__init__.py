@@ -1,6 +1,7 @@
-"""Elementwise work on rows of logits, one row a token: normalizers, loss, q − p, and a label drawn from p.
+"""Elementwise work on rows of logits, one row a token: normalizers, loss, q − p, a label drawn from p, and what an
+evaluation says of q.
 
-Here in plain torch, for any device and precision; `rows_cpu` and `rows_cuda` do the same in one pass over memory, in
+`plain` does it in torch, for any device and precision; `cpu` and `cuda` do the same in one pass over memory, in
 float32. `rows_for` picks.
 """
 
@@ -9,7 +10,7 @@ from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -22,6 +23,21 @@ class Target(NamedTuple):
     """(tokens): log Σ exp(logits); empty where labels are given."""
     labels: Tensor | None = None
     """Next tokens (tokens): p is one-hot."""
+
+
+class Aim(NamedTuple):
+    """What predictions are measured by: the distribution p of some tokens, made once for all that is."""
+
+    log_p: Tensor
+    """(tokens, vocab), float32, or float64 where the logits are."""
+    p: Tensor
+    """(tokens, vocab)."""
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "tokens vocab"]) -> "Aim":
+        """p = softmax(logits)."""
+        log_p = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+        return cls(log_p, log_p.exp())
 
 
 class RowKernels(Protocol):
@@ -45,62 +61,39 @@ class RowKernels(Protocol):
         Returns the loss (tokens) in nats, KL(p ‖ q) or −log q[label].
         """
 
+    def figures(
+        self, logits: Float[Tensor, "tokens vocab"], aim: Aim, labels: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, "tokens 3"]:
+        """−log q[label], KL(p ‖ q) and the entropy of q = softmax(logits), in nats. The first is 0 where a label is
+        below 0."""
 
-class PlainRows:
-    """In torch, in float64 where the logits are, else in float32."""
+    def add_probabilities(self, logits: Float[Tensor, "tokens vocab"], total: Float64[Tensor, " vocab"]) -> None:
+        """Add Σ over tokens of q = softmax(logits) to `total`, to which far less than the smallest float32 counts."""
 
-    def normalizers(self, logits: Float[Tensor, "tokens vocab"]) -> Float[Tensor, " tokens"]:
-        return _wide(logits).logsumexp(-1)
-
-    def sample_(
-        self, logits: Float[Tensor, "tokens vocab"], draws: Float[Tensor, " tokens"]
-    ) -> tuple[Float[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-        normalizers = self.normalizers(logits)
-        p = (_wide(logits) - normalizers[:, None]).exp_()
-        below = p.cumsum(-1) <= draws[:, None]  # rounding can leave the last sum below the draw
-        labels = below.sum(-1).clamp(max=p.shape[1] - 1)
-        logits.copy_(_less_one(p, labels))
-        return normalizers, labels
-
-    def difference_(self, logits: Float[Tensor, "tokens vocab"], target: Target) -> Float[Tensor, " tokens"]:
-        log_q = _wide(logits).log_softmax(-1)
-        q = log_q.exp()
-        if target.labels is not None:
-            logits.copy_(_less_one(q, target.labels))
-            return -log_q.gather(-1, target.labels[:, None])[:, 0]
-        log_p = _wide(target.logits) - target.normalizers[:, None]
-        p = log_p.exp()
-        loss = torch.linalg.vecdot(p, log_p - log_q)
-        logits.copy_(q.sub_(p))
-        return loss
+    def js(
+        self, logits: Float[Tensor, "tokens vocab"], others: Float[Tensor, "tokens vocab"]
+    ) -> Float[Tensor, " tokens"]:
+        """Jensen–Shannon divergence (tokens) of the two distributions, in nats."""
 
 
 def rows_for(logits_dtype: torch.dtype, device: torch.device) -> RowKernels:
     """The fastest passes that there are for logits of this dtype on this device."""
     if device.type == "cpu" and logits_dtype in (torch.float32, torch.bfloat16):
-        from lens_rnn.fitting.rows_cpu import CompiledRows
+        from lens_rnn.rows.cpu import CompiledRows
 
         return CompiledRows()
     if device.type == "cuda" and logits_dtype in (torch.float32, torch.bfloat16):
         try:
-            from lens_rnn.fitting.rows_cuda import TritonRows
+            from lens_rnn.rows.cuda import TritonRows
         except ImportError as error:
-            _log_once(f"the fit's passes over logits run in plain torch, which is slower: {error}")
+            _log_once(f"passes over logits run in plain torch, which is slower: {error}")
         else:
             return TritonRows()
+    from lens_rnn.rows.plain import PlainRows
+
     return PlainRows()
 
 
 @cache
 def _log_once(message: str) -> None:
     logging.getLogger(__name__).warning(message)
-
-
-def _less_one(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Probabilities (tokens, vocab) less 1 at each token's label, in place."""
-    at = labels[:, None]
-    return probabilities.scatter_add_(-1, at, -torch.ones_like(at, dtype=probabilities.dtype))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
