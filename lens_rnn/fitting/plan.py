@@ -138,7 +138,7 @@ def make_plan(
         )
     optimizer = OPTIMIZERS[config.optimizer]
     products = product_dtype(config, adapter.dtype, device)
-    costs = count_costs(adapter, blocks.seq_len, optimizer.fisher)
+    costs = count_costs(adapter, blocks.seq_len, optimizer.fisher, device)
     apart = blocks_apart(config, len(blocks), blocks.seq_len)
     alone = config.choice_tokens != 0 and not apart
     batch_size = _batch_size(config, len(blocks) - apart, blocks.seq_len, processes)

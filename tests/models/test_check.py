@@ -13,7 +13,7 @@ from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.lens import LogitLens
-from lens_rnn.models import ModelAdapter, RecurrentAdapter, recurrences, scans, wrap_model
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, fused, recurrences, scans, wrap_model
 from lens_rnn.models.adapter import ATTENTION, FUSED, STATE
 from lens_rnn.models.check import check
 from lens_rnn.models.families.mamba import MambaAdapter
@@ -80,6 +80,7 @@ def test_a_fused_path_that_disagrees_gives_way_to_transformers(
     monkeypatch.setattr(
         recurrences, "selective_scan", lambda u, dt, A, B, C, start: (u * dt, u.new_zeros(len(u), *A.shape))
     )
+    monkeypatch.setattr(fused, "gated_scan", lambda u, dt, A, *_: (u * dt, u.new_zeros(len(u), *A.shape)))
     adapter = wrap_model(make_model("mamba"))
     assert set(adapter.off) == {FUSED, STATE, ATTENTION}
     first, second, _ = (record.getMessage() for record in caplog.records if record.name.startswith("lens_rnn"))
@@ -100,7 +101,7 @@ def test_a_kernel_that_does_not_compile(monkeypatch: pytest.MonkeyPatch, caplog:
     def broken(*_: Tensor) -> None:
         raise RuntimeError("no LLVM\nin sight")
 
-    monkeypatch.setattr(recurrences, "selective_scan", broken)
+    monkeypatch.setattr(fused, "gated_scan", broken)
     adapter = wrap_model(make_model("mamba"))
     assert adapter.off[FUSED].startswith("RuntimeError: no LLVM in sight (torch ")
     assert_lens_works(adapter)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lens_rnn.models import ModelAdapter, RecurrentAdapter, recurrences
+from lens_rnn.models import ModelAdapter, RecurrentAdapter, fused, recurrences
 from lens_rnn.models.adapter import FUSED
 from lens_rnn.models.families.recurrent import Passage
 from lens_rnn.models.recurrences import selective_scan, wkv4
@@ -246,14 +246,18 @@ def test_a_block_equals_the_one_of_transformers(name: str, models_of_every_famil
     )
 
 
-@pytest.mark.parametrize(("fixture", "kernel"), [("tiny_mamba", "selective_scan"), ("tiny_rwkv4", "wkv4")])
+@pytest.mark.parametrize(
+    ("fixture", "module", "kernel"),
+    [("tiny_mamba", fused, "gated_scan"), ("tiny_rwkv4", recurrences, "wkv4")],
+    ids=["mamba", "rwkv4"],
+)
 def test_the_fused_path_is_taken_in_every_block(
-    fixture: str, kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    fixture: str, module: Any, kernel: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter: ModelAdapter = request.getfixturevalue(fixture)
-    original = getattr(recurrences, kernel)
+    original = getattr(module, kernel)
     calls = []
-    monkeypatch.setattr(recurrences, kernel, lambda *inputs: calls.append(1) or original(*inputs))
+    monkeypatch.setattr(module, kernel, lambda *inputs: calls.append(1) or original(*inputs))
     ids = torch.zeros(1, 4, dtype=torch.long)
     adapter.forward(ids)
     assert len(calls) == adapter.n_layers

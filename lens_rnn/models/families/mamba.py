@@ -12,7 +12,7 @@ S     SSM state                               (batch, channels, n)
 from abc import abstractmethod
 from typing import Any, NamedTuple
 
-from lens_rnn.models import recurrences, scans
+from lens_rnn.models import fused, recurrences, scans
 from lens_rnn.models.families.recurrent import PLAIN, BlockState, Passage, RecurrentAdapter, Rules
 from lens_rnn.models.matrices import decayed_products
 from lens_rnn.models.recurrence import Recurrence
@@ -65,7 +65,11 @@ class BackboneAdapter(RecurrentAdapter):
     ) -> tuple[Tensor, BlockState]:
         block: Any = self.blocks[index]
         residual = x.float() if self.model.config.residual_in_fp32 else x
-        normed = passage.rules.norm(block.norm, x.to(block.norm.weight.dtype))
+        entering = x.to(block.norm.weight.dtype)
+        if passage.rules is PLAIN and fused.can_fuse(entering):
+            normed = fused.rms_norm(entering, block.norm.weight, self.model.config.layer_norm_epsilon)
+        else:
+            normed = passage.rules.norm(block.norm, entering)
         conv, start = (before["conv"], before["ssm"]) if before else (None, None)
         y, into_conv, last = self._mix(block.mixer, normed, conv, start, passage.rules)
         if not passage.keeps:
@@ -100,10 +104,23 @@ class MambaAdapter(BackboneAdapter):
     def _mix(
         self, mixer: Any, normed: Tensor, conv: Tensor | None, start: Tensor | None, rules: Rules
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if rules is PLAIN and fused.can_fuse(normed):
+            return self._mix_fused(mixer, normed, conv, start)
         u, z, dt, A, B, C, into_conv = self._inputs(mixer, normed, conv, rules)
         y, last = _scan(u, dt, A, B, C, start)
         y = rules.gated(y + u * mixer.D[:, None], rules.silu(z))
         return mixer.out_proj(y.transpose(1, 2).to(normed.dtype)), into_conv, last
+
+    def _mix_fused(
+        self, mixer: Any, normed: Tensor, conv: Tensor | None, start: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in the layout that the products have, between which there are two passes over memory."""
+        rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
+        x, z = mixer.in_proj(normed).chunk(2, dim=-1)
+        u = fused.conv_silu(x, mixer.conv1d, conv)
+        dt, B, C = self._selection(*mixer.x_proj(u).split([rank, n, n], dim=-1))
+        y, last = fused.gated_scan(u, mixer.dt_proj(dt), -torch.exp(mixer.A_log), B, C, mixer.D, z, start)
+        return mixer.out_proj(y), x.transpose(1, 2), last
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None, rules: Rules = PLAIN) -> _Inputs:
         rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
@@ -146,5 +163,5 @@ class FalconMambaAdapter(MambaAdapter):
 
 def _scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """The fused scan on the CPU, which is float32; the one in plain torch elsewhere, and in float64."""
-    fused = u.device.type == "cpu" and u.dtype != torch.float64
-    return (recurrences if fused else scans).selective_scan(u, dt, A, B, C, start)
+    compiled = u.device.type == "cpu" and u.dtype != torch.float64
+    return (recurrences if compiled else scans).selective_scan(u, dt, A, B, C, start)

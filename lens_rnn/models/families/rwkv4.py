@@ -10,7 +10,7 @@ num, den  the weighted average's sums, relative to exp(max)   (batch, d_model)
 
 from typing import Any
 
-from lens_rnn.models import recurrences, scans
+from lens_rnn.models import fused, recurrences, scans
 from lens_rnn.models.families.recurrent import BlockState, Passage, RecurrentAdapter
 from lens_rnn.models.recurrence import Recurrence
 from lens_rnn.models.registry import register
@@ -112,15 +112,18 @@ def _entered(block: Any, x: Tensor) -> Tensor:
     return block.pre_ln(x) if hasattr(block, "pre_ln") else x
 
 
-def _mixed(x: Tensor, previous: Tensor, share: Tensor) -> Tensor:
-    return x * share + previous * (1 - share)
+def _mixed(x: Tensor, last: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...]:
+    """x mixed with the input one token earlier, `last` before the first, by each share (1, 1, d_model) of x."""
+    if fused.can_fuse(x):
+        return fused.mixed(x, last, torch.cat([share.flatten(0, 1) for share in shares]))
+    previous = scans.token_shift(x, last)
+    return tuple(x * share + previous * (1 - share) for share in shares)
 
 
 def _receptance_key_value(attention: Any, x: Tensor, before: BlockState | None) -> tuple[Tensor, Tensor, Tensor]:
-    previous = scans.token_shift(x, before["att_shift"] if before else None)
-    k = attention.key(_mixed(x, previous, attention.time_mix_key))
-    v = attention.value(_mixed(x, previous, attention.time_mix_value))
-    return torch.sigmoid(attention.receptance(_mixed(x, previous, attention.time_mix_receptance))), k, v
+    shares = (attention.time_mix_key, attention.time_mix_value, attention.time_mix_receptance)
+    into_k, into_v, into_r = _mixed(x, before["att_shift"] if before else None, *shares)
+    return torch.sigmoid(attention.receptance(into_r)), attention.key(into_k), attention.value(into_v)
 
 
 def _weighted_average(
@@ -131,17 +134,18 @@ def _weighted_average(
     bonus = scans.wide(
         attention.time_first
     ).clone()  # a kernel's view of a tensor pins its storage, and a sharded parameter's must be freed
-    fused = k.device.type == "cpu" and k.dtype != torch.float64
+    compiled = k.device.type == "cpu" and k.dtype != torch.float64
     sums = None if before is None else (before["num"], before["den"], before["max"])
-    if fused and sums is None and not keeps:
+    if compiled and sums is None and not keeps:
         return recurrences.wkv4(decay, bonus, k, v), ()
-    if fused and not torch.is_grad_enabled():
+    if compiled and not torch.is_grad_enabled():
         return recurrences.wkv4_from_state(decay, bonus, k, v, sums)
     return scans.wkv4(decay, bonus, k, v, sums)
 
 
 def _channel_mix(feed: Any, x: Tensor, before: BlockState | None) -> Tensor:
     """eqs. 18 to 20: the feed-forward part."""
-    previous = scans.token_shift(x, before["ffn_shift"] if before else None)
-    value = feed.value(torch.square(torch.relu(feed.key(_mixed(x, previous, feed.time_mix_key)))))
-    return torch.sigmoid(feed.receptance(_mixed(x, previous, feed.time_mix_receptance))) * value
+    shares = (feed.time_mix_key, feed.time_mix_receptance)
+    into_k, into_r = _mixed(x, before["ffn_shift"] if before else None, *shares)
+    value = feed.value(torch.square(torch.relu(feed.key(into_k))))
+    return torch.sigmoid(feed.receptance(into_r)) * value
