@@ -18,7 +18,7 @@ from lens_rnn.data import TokenBlocks
 from lens_rnn.fitting import FitConfig, fit
 from lens_rnn.fitting.optimizers import OptimizerName
 from lens_rnn.models import Forward, ModelAdapter
-from lens_rnn.ranges import THREADS, whole
+from lens_rnn.ranges import THREADS, number, whole
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class Config:
     """Sequences in a step."""
     micro_batch_size: Annotated[int, whole(1)] = 16
     """Sequences in a forward pass."""
+    positions: Annotated[float | None, number(most=1, above=0)] = None
+    """Share of the positions that are looked at. Default: as in a fit."""
     device: str = "cuda"
     tiny: bool = False
     """A model of a few thousand parameters instead."""
@@ -82,15 +84,19 @@ def measure(config: Config, shape: tuple[int, int, int], optimizer: OptimizerNam
         torch.cuda.reset_peak_memory_stats()
     clock, marks = Clock(), []
 
-    def mark(_: Any) -> dict[int, float]:
+    def mark(_: Any) -> None:
         """At the end of the closed-form start and of each step."""
         marks.append((clock.read()["seconds"], stopwatch.seconds))
-        return {}
 
     fitting = FitConfig(
-        optimizer=optimizer, batch_size=config.batch_size, micro_batch_size=config.micro_batch_size, passes=1
+        optimizer=optimizer,
+        batch_size=config.batch_size,
+        micro_batch_size=config.micro_batch_size,
+        passes=1,
+        positions=config.positions,
+        choice_tokens=0,
     )
-    fit(adapter, blocks, fitting, at_start=mark, on_step=mark)
+    fit(adapter, blocks, fitting, on_start=mark, on_step=mark)
     steps = len(marks) - 2  # the first step also compiles
     whole, forwards = (marks[-1][k] - marks[1][k] for k in (0, 1))
     speed = steps * config.batch_size * config.seq_len / whole

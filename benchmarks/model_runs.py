@@ -53,7 +53,7 @@ class ModelRuns:
                 self.adapter, blocks, batch_tokens // blocks.seq_len, gradients=gradients, on_tokens=bar.update
             )
             time = clock.read()
-        return {"kl": self.kl(lens), **time}
+        return {"kl": self.kl(lens), **time, "evaluations": int(blocks.tokens.size)}
 
     def ours(self, tokens: int, target: float, every: int) -> Run:
         """Our fit with its default settings. Where it would write checkpoints, every so many tokens, it is watched for
@@ -65,8 +65,19 @@ class ModelRuns:
             watch = _Watch(self, target)
             lens = fit(self.adapter, blocks, plan, checkpoints=watch, on_step=lambda _: bar.update(a_step)).lens
             time = watch.clock.read()
-        reached = watch.reached and {**watch.reached, "tokens": watch.reached["step"] * a_step}
-        return {"kl": self.kl(lens), **time, "passes": plan.passes, "reached": reached}
+        a_step_looks_at = plan.sampling.batch_size * plan.sampling.positions
+        reached = watch.reached and {
+            **watch.reached,
+            "tokens": watch.reached["step"] * a_step,
+            "evaluations": watch.reached["step"] * a_step_looks_at,
+        }
+        return {
+            "kl": self.kl(lens),
+            **time,
+            "passes": plan.passes,
+            "evaluations": plan.evaluations,
+            "reached": reached,
+        }
 
     def check(self) -> None:
         """Two steps of the recipe in float32 on our gradients and on its own are the same. Warms up what is compiled or

@@ -61,6 +61,8 @@ def run(config: Config, d_model: int, layers: int, vocab_size: int) -> dict[str,
     settings = FitConfig(
         batch_size=config.micro_batch_size,
         micro_batch_size=config.micro_batch_size,
+        positions=1.0,
+        choice_tokens=0,
         optimizer=config.optimizers[0],
         passes=1,
     )

@@ -86,7 +86,9 @@ def table(logit: Run, columns: dict[str, Run]) -> tuple[list[str], list[list[str
         ),
         row("seconds (of all cores)", lambda run: f"{run['seconds']:.1f} ({run['cpu_seconds']:.1f})"),
         row("passes over its tokens", lambda run: f"{run.get('passes', 1)}"),
+        row("evaluations a layer", lambda run: f"{run['evaluations']:,}"),
         row("tuned-lens's mean reached after tokens of steps", when(lambda r: f"{r['tokens']:,}"), "", True),
+        row("of evaluations a layer", when(lambda r: f"{r['evaluations']:,}"), "", True),
         row("after seconds (of all cores)", when(lambda r: f"{r['seconds']:.1f} ({r['cpu_seconds']:.1f})"), "", True),
         row(
             "tuned-lens's seconds ÷ those",

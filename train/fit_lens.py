@@ -17,13 +17,17 @@ from lens_rnn.data import DataConfig, load_blocks, open_source, unigram_cross_en
 from lens_rnn.evaluation.metrics import doubts, evaluate
 from lens_rnn.fitting import Checkpoints, FitConfig, StepReport, fit
 from lens_rnn.fitting.card import save_fit
+from lens_rnn.fitting.pace import measure_pace
 from lens_rnn.fitting.plan import make_plan
 from lens_rnn.fitting.plan_lines import describe_plan
 from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_data, describe_model, fit_report, identity, table
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
+from lens_rnn.models import DTYPES, ModelAdapter, has_weights_here, outline_model
+from lens_rnn.processes import Processes
 from lens_rnn.run import ModelConfig, begin_output, check_length, check_output, load_configured_model, start_processes
 
+import torch
 from tqdm import tqdm
 
 # Settings that say where and how to run, not what to compute: a resumed run may change them.
@@ -61,7 +65,7 @@ class Config(FitConfig, DataConfig, ModelConfig):
     overwrite: bool = False
     """Replace what is in the output folder."""
     dry_run: bool = False
-    """Print the plan and stop."""
+    """Print the plan and stop. Where the model's weights are not on this machine, from its configuration alone."""
     tracker: Literal["wandb"] | None = None
     """Log the loss of each layer there. WANDB_MODE=offline keeps it on this machine."""
     push_to_hub: str | None = None
@@ -91,25 +95,30 @@ def main(config: Config) -> None:
 
     # Model and data.
     with processes.together():
-        adapter = load_configured_model(config, processes, config.shard)
-        device = processes.device or adapter.device
+        adapter = _load(config, processes)
+        device = processes.device or (adapter.device if adapter.device.type != "meta" else torch.device("cpu"))
         check_length(adapter, config.seq_len)
         doing("reading the text")
         source = open_source(config)
         fit_blocks = load_blocks(config, "fit", adapter.tokenizer, source)
         eval_blocks = load_blocks(config, "eval", adapter.tokenizer, source)
         plan = make_plan(adapter, fit_blocks, config, processes, device, config.shard)
+    unembedding = Unembedding(adapter) if adapter.device.type != "meta" else None
+    pace = None
+    if unembedding and not config.shard:
+        doing("measuring a step")
+        pace = measure_pace(adapter, fit_blocks, plan, unembedding.to(device))
     if processes.is_main:
-        print("\n".join(describe_plan(plan, adapter, fit_blocks)), flush=True)
+        print("\n".join(describe_plan(plan, adapter, fit_blocks, pace)), flush=True)
         if push_to:
             print(f"push       to the model repository {push_to} on the Hub, after the fit", flush=True)
-    if config.dry_run:
+    if config.dry_run or unembedding is None:
         return
 
     # What is copied or hashed must be, before the weights are spread.
     doing("preparing the fit")
     with processes.together():
-        unembedding = Unembedding(adapter).to(device)
+        unembedding = unembedding.to(device)
         init_lens = TunedLens.load(adapter, config.init_lens, unembedding) if config.init_lens else None
         model = describe_model(adapter, unembedding.sha256())
         reference = load_reference(adapter, model.weights_sha256, eval_blocks)
@@ -182,6 +191,20 @@ def main(config: Config) -> None:
             artifacts.push(config.folder, push_to)
             print(f"pushed to {push_to}")
     processes.finish()
+
+
+def _load(config: Config, processes: Processes) -> ModelAdapter:
+    """The model; for a dry run on a machine without its weights, what its configuration says of it."""
+    if not config.dry_run or has_weights_here(config.model, config.revision):
+        return load_configured_model(config, processes, config.shard)
+    dtype = DTYPES.get(config.dtype or "")  # None, for the configuration's own
+    return outline_model(
+        config.model,
+        dtype,
+        config.revision,
+        tokenizer=config.tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from lens_rnn.fitting.closed_form import Moments
 from lens_rnn.fitting.optimizers import OPTIMIZERS, OptimizerName
 from lens_rnn.fitting.sums import StepSums
-from lens_rnn.models import ModelAdapter
+from lens_rnn.models import Forward, ModelAdapter
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -69,7 +69,8 @@ def fit_memory(
         # that of the lens, and that of the products, which are one where neither format nor scale differs
         "copies of the unembedding": head.numel()
         * (head.element_size() + (products.itemsize if products != head.dtype or adapter.logit_map.scale != 1 else 0)),
-        "translators": adapter.n_layers * d * (d + 1) * 4,
+        # of the lens, the start, the mean of late steps, and two that all are chosen from
+        "translators": 5 * adapter.n_layers * d * (d + 1) * 4,
         f"states of {name}": optimizer.bytes_needed(layers, d),
     }
     held = round(forward.held * tokens)
@@ -92,6 +93,8 @@ def fit_memory(
 def measure_pass(adapter: ModelAdapter, seq_len: int) -> PassMemory:
     """The memory of a forward pass over one text of `seq_len` tokens, or of its beginning, where the model is now."""
     ids = torch.zeros(1, min(seq_len, MEASURED_TOKENS), dtype=torch.long, device=adapter.device)
+    if adapter.device.type == "meta":  # nothing is allocated: its states are all that can be counted
+        return _of_states(adapter.forward(ids), 0, ids.numel())
     if adapter.device.type == "cuda":
         torch.cuda.synchronize(adapter.device)
         torch.cuda.reset_peak_memory_stats(adapter.device)
@@ -102,8 +105,13 @@ def measure_pass(adapter: ModelAdapter, seq_len: int) -> PassMemory:
         with _Allocations([*adapter.model.parameters(), *adapter.model.buffers()]) as allocations:
             forward = adapter.forward(ids)
         peak = allocations.peak
+    return _of_states(forward, peak, ids.numel())
+
+
+def _of_states(forward: Forward, peak: int, tokens: int) -> PassMemory:
+    """From the states that a pass returned and the bytes that were alive at most."""
     held = _bytes_of([*forward.hidden_states, forward.norm_input, forward.final])
-    return PassMemory(max(peak, held) / ids.numel(), held / ids.numel())
+    return PassMemory(max(peak, held) / tokens, held / tokens)
 
 
 class _Allocations(TorchFunctionMode):
@@ -135,5 +143,6 @@ class _Allocations(TorchFunctionMode):
 
 
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages of these tensors, each once."""
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    """Bytes of the storages of these tensors, each once; of tensors without values, which have none, their own."""
+    every = list(tensors)  # so that each keeps its id
+    return sum({t.untyped_storage().data_ptr() or id(t): t.untyped_storage().nbytes() for t in every}.values())

@@ -3,18 +3,23 @@
 from math import log
 
 from lens_rnn.data import TokenBlocks
+from lens_rnn.fitting.pace import Pace
 from lens_rnn.fitting.plan import LEAST_BLOCKS, Plan
 from lens_rnn.models import ModelAdapter
 
 import torch
 
 
-def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> list[str]:
-    """The plan in lines for people: shapes, steps, memory of one process by part, and a warning if that is too much."""
+def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks, pace: Pace | None = None) -> list[str]:
+    """The plan in lines for people: shapes, steps, memory of one process by part, and a warning if that is too much.
+
+    pace: what a step was measured to take, for an estimate of the time.
+    """
     config, sampling, memory = plan.config, plan.sampling, plan.memory
     rest = f" ({blocks.tokens.size - plan.tokens:,} are left over)" if blocks.tokens.size > plan.tokens else ""
     rate = f" at {plan.learning_rate:g}" if config.optimizer != "kfac" or config.learning_rate else ""
     apart = f"; {sampling.apart} blocks are kept apart to choose on" if plan.choice_positions else ""
+    is_outline = adapter.device.type == "meta"
     lasting, start, step = (
         ", ".join(f"{name} {_bytes(size)}" for name, size in parts.items() if size)
         for parts in (memory.lasting, memory.start, memory.step)
@@ -29,14 +34,16 @@ def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> lis
         f"products in {plan.products}",
         f"positions  {sampling.positions} of {sampling.targets} in a block, {plan.evaluations:,} in all, each at every "
         f"layer{apart}",
-        f"products   {_scaled(plan.operations, 1000, _POWERS)} floating-point operations",
+        f"work       {_scaled(plan.operations, 1000, _POWERS)} floating-point operations in products"
+        + (f", about {_duration(pace.seconds(plan))} at the pace of a step here" if pace else ""),
         f"held out   {blocks.held_out or 'not known'}",
         f"processes  {plan.world} on {plan.device.type}, {torch.get_num_threads()} threads each; "
         f"{plan.micro_batch_size * plan.seq_len:,} tokens a forward pass, logits of {plan.chunk_tokens:,} positions at "
         "a time",
         f"memory     {_bytes(memory.needed)} at most: {lasting};"
         + (f" during the start also {start};" if start else "")
-        + f" in a step also {step}",
+        + f" in a step also {step}"
+        + (" (of a forward pass its states alone, as the weights are not here)" if is_outline else ""),
     ]
     if plan.start_alone:
         lines.append(
@@ -58,6 +65,13 @@ def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks) -> lis
 
 
 _POWERS = ("", " k", " M", " G", " T", " P", " E")
+
+
+def _duration(seconds: float) -> str:
+    for limit, unit, name in ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes")):
+        if seconds >= limit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def _bytes(size: float) -> str:

@@ -5,6 +5,7 @@ from lens_rnn.models.adapter import Forward, ModelAdapter
 from lens_rnn.models.families.recurrent import RecurrentAdapter, Rules
 from lens_rnn.models.head import LogitMap
 from lens_rnn.models.loading import DTYPES, load_model, wrap_model
+from lens_rnn.models.outline import has_weights_here, outline_model
 from lens_rnn.models.registry import known_architectures, register
 from lens_rnn.models.state import BlockState, RecurrentState
 from lens_rnn.models.supported import Family, supported
@@ -20,8 +21,10 @@ __all__ = [
     "RecurrentState",
     "Rules",
     "families",
+    "has_weights_here",
     "known_architectures",
     "load_model",
+    "outline_model",
     "register",
     "supported",
     "wrap_model",

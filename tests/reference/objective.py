@@ -42,12 +42,15 @@ def score(z: Tensor, final: Tensor, labels: Tensor, unembedding: Unembedding) ->
     return torch.autograd.grad((unembedding(z) * along).sum(), z)[0]
 
 
-def ridge(x: Tensor, y: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """W and b that minimise mean ‖y − W x − b‖² + λ ‖W‖² with λ = strength × mean variance of x, by stacked least
-    squares."""
-    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+def ridge(x: Tensor, y: Tensor, strength: float, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """W and b that minimise mean w ‖y − W x − b‖² + λ ‖W‖² with λ = strength × mean variance of x, by stacked least
+    squares; weights of mean 1, all alike by default."""
+    w = torch.ones(len(x)).to(x) if weights is None else weights / weights.mean()
+    mean_x, mean_y = (w[:, None] * x).mean(0), (w[:, None] * y).mean(0)
+    root = w.sqrt()[:, None]
+    centred_x, centred_y = root * (x - mean_x), root * (y - mean_y)
     penalty = strength * centred_x.square().mean()
     rows = torch.cat([centred_x, torch.eye(x.shape[1]).to(x) * (penalty * len(x)).sqrt()])
     targets = torch.cat([centred_y, torch.zeros(x.shape[1], y.shape[1]).to(y)])
     weight = torch.linalg.lstsq(rows, targets, driver="gelsd").solution.T
-    return weight, y.mean(0) - weight @ x.mean(0)
+    return weight, mean_y - weight @ mean_x
