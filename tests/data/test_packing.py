@@ -81,7 +81,7 @@ def test_an_end_that_falls_on_a_document_end(
 def test_groups_do_not_change_the_tokens(
     jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_GROUP", 100)
+    monkeypatch.setattr(packing, "GROUP", 100)
     blocks = load_blocks(config(jsonl, seq_len=17, tokens=1000), "fit", byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == expected_tokens(FITTED, byte_tokenizer)[: 1000 // 17 * 17]
 
