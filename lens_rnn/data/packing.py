@@ -195,12 +195,13 @@ def _pack(
     groups = tokenise(texts, tokenizer, end, dtype, min(GROUP, wanted))
     total = None if wanted == sys.maxsize else wanted
     n_tokens = n_documents = 0
+    quiet = source.is_small or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm reads only where it is told nothing
     start = time.monotonic()
     with (
         (folder / TOKENS).open("wb") as tokens,
         (folder / TOKEN_BYTES).open("wb") as sizes,
         closing(groups),
-        tqdm(total=total, unit="tok", unit_scale=True, desc="packing", delay=2, disable=source.is_small) as bar,
+        tqdm(total=total, unit="tok", unit_scale=True, desc="packing", delay=2, disable=quiet) as bar,
     ):
         for group in groups:
             left = min(wanted - n_tokens, len(group.ids))

@@ -42,8 +42,8 @@ def bytes_at_ends(tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[i
 
 
 def counts_of_any(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """UTF-8 bytes of each token of a text, whatever kind of tokenizer cut it: letters that are bytes, else offsets, else
-    shares in proportion to the spellings."""
+    """UTF-8 bytes of each token of a text, whatever kind of tokenizer cut it: letters that are bytes, else offsets,
+    else shares in proportion to the spellings."""
     ids = tokenizer([text], add_special_tokens=False)["input_ids"][0]
     if not ids:
         return []
