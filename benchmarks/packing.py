@@ -1,5 +1,5 @@
-"""How fast text becomes packed blocks on disk, beside the tokenizers library alone on the same texts, and whether memory
-stays flat meanwhile.
+"""How fast text becomes packed blocks on disk, beside the tokenizers library alone on the same texts, and whether
+memory stays flat meanwhile.
 
     python benchmarks/packing.py
     python benchmarks/packing.py --tokenizer FILE.json --tokens 100000000

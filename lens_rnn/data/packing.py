@@ -59,7 +59,10 @@ def load_blocks(
     wait. Where the end of a text is held out, a block before it is in neither half.
 
     source: what config.data names, where it is open already. everything: take all there is, whatever the configuration
-    asks for.
+    asks for. Where it asks for no number, all there is is taken of a source that holds less than the default.
+
+    A large source shows a bar with the tokens packed a second while it is packed. A process that is killed meanwhile
+    leaves nothing that is taken for whole: the next one begins again.
 
     Raises DataError if the source is missing or malformed, if it has no block in this half, or if it holds fewer
     tokens than config.tokens (role fit) or config.eval_tokens (role eval) asks for.
