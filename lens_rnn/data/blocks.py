@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SPAN = 2**24  # tokens of a memory-mapped text that are looked at together
+_SPAN = 2**22  # tokens of a memory-mapped text that are looked at together
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class TokenBlocks:
     @classmethod
     def of_tokens(cls, tokens: np.ndarray, source: str = "tokens without a text") -> Self:
         """Blocks that no text stands behind, (blocks, seq_len), each token taken for a byte."""
-        digest = hashlib.sha256(np.ascontiguousarray(tokens).data).hexdigest()
-        return cls(tokens, np.ones(tokens.shape, dtype=np.uint32), source, 0, digest)
+        return cls(tokens, np.ones(tokens.shape, dtype=np.uint32), source, 0, sha256_of(tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -82,9 +81,17 @@ def unigram_cross_entropy(fit: TokenBlocks, scored: TokenBlocks, vocab_size: int
     """Nats a token of the unigram model with add-one counts from `fit`, on the predicted tokens of `scored`."""
     counts = fit.counts(vocab_size) + 1
     log_p = np.log(counts / counts.sum())
-    return float(-log_p[scored.tokens[:, 1:]].mean())
+    return float(-sum(log_p[rows[:, 1:]].sum() for rows in _parts(scored.tokens)) / scored.tokens[:, 1:].size)
+
+
+def sha256_of(tokens: np.ndarray) -> str:
+    """Hash of the bytes of (blocks, seq_len) tokens, of which few are in memory at a time."""
+    digest = hashlib.sha256()
+    for rows in _parts(tokens):
+        digest.update(np.ascontiguousarray(rows).data)
+    return digest.hexdigest()
 
 
 def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
     """All blocks, not too many at a time."""
-    yield from np.array_split(rows, max(1, rows.size // _SPAN))
+    yield from np.array_split(rows, max(1, math.ceil(rows.size / _SPAN)))

@@ -1,7 +1,6 @@
 """How many UTF-8 bytes of a text each of its tokens stands for, so that those of a document sum to its bytes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -22,45 +21,50 @@ class ByteCounter:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
-        self.spelling = {index: piece for piece, index in tokenizer.get_vocab().items()}
+        self._spelling = {index: piece for piece, index in tokenizer.get_vocab().items()}
+        self._bytes = [_in_bytes(self._spelling, alphabet) for alphabet in _ALPHABETS]
 
-    def counts(self, text: str, ids: Sequence[int]) -> list[int]:
-        """UTF-8 bytes of each token of a text, as many as there are ids; they sum to those of the text."""
-        if not ids:
-            return []
-        pieces = [self.spelling.get(index, "") for index in ids]
-        if _is_spelled(pieces, text):
-            return [len(piece) for piece in pieces]
-        if self.tokenizer.is_fast:
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ends = [end for _, end in encoded["offset_mapping"]]
-            size = np.fromiter(_bytes_before(text, ends), dtype=np.int64, count=len(ends))
-        else:
-            size = np.cumsum([len(piece.encode("utf-8", "replace")) + 1 for piece in pieces], dtype=np.float64)
-            size = np.rint(size / size[-1] * len(text.encode())).astype(np.int64)
-        return [int(count) for count in np.diff(size, prepend=0)]
+    def spelled(self, text: str, ids: Sequence[int]) -> np.ndarray | None:
+        """UTF-8 bytes of each token, (len(ids),) uint32, where the tokens' spellings are the bytes of the text, a
+        letter a byte; else None."""
+        data = text.encode()
+        for entries in self._bytes:
+            try:
+                pieces = list(map(entries.__getitem__, ids))
+            except KeyError:  # a letter of another alphabet
+                continue
+            if b"".join(pieces) == data:
+                return np.fromiter(map(len, pieces), dtype=np.uint32, count=len(pieces))
+        return None
+
+    def of_offsets(self, text: str, ends: Sequence[int]) -> np.ndarray:
+        """UTF-8 bytes of each token, (len(ends),) uint32, from the character with which each ends, which the tokenizer
+        says. The last token has all that is left."""
+        if not len(ends):
+            return np.zeros(0, dtype=np.uint32)
+        points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+        before = np.zeros(len(points) + 1, dtype=np.int64)  # bytes before each character
+        np.cumsum(1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF), dtype=np.int64, out=before[1:])
+        reached = np.maximum.accumulate(np.asarray(ends, dtype=np.int64))  # nothing is before that of an earlier token
+        reached[-1] = len(points)
+        return np.diff(before[reached], prepend=0).astype(np.uint32)
+
+    def in_proportion(self, text: str, ids: Sequence[int]) -> np.ndarray:
+        """UTF-8 bytes of the text shared out over its tokens, (len(ids),) uint32."""
+        if not len(ids):
+            return np.zeros(0, dtype=np.uint32)
+        pieces = [self._spelling.get(index, "").encode("utf-8", "replace") for index in ids]
+        size = np.cumsum([len(piece) + 1 for piece in pieces], dtype=np.float64)
+        whole = np.rint(size / size[-1] * len(text.encode())).astype(np.int64)
+        return np.diff(whole, prepend=0).astype(np.uint32)
 
 
-def _is_spelled(pieces: Sequence[str], text: str) -> bool:
-    """Whether the tokens' spellings are the bytes of a text, a letter a byte."""
-    joined, data = "".join(pieces), text.encode()
-    if len(joined) != len(data):
-        return False
-    for alphabet in _ALPHABETS:
+def _in_bytes(spelling: Mapping[int, str], alphabet: Mapping[int, int]) -> dict[int, bytes]:
+    """The bytes that each token's letters are, of the tokens that have letters of this alphabet only."""
+    entries = {}
+    for index, piece in spelling.items():
         try:
-            if joined.translate(alphabet).encode("latin-1") == data:
-                return True
-        except UnicodeEncodeError:  # a letter of another alphabet
+            entries[index] = piece.translate(alphabet).encode("latin-1")
+        except UnicodeEncodeError:
             continue
-    return False
-
-
-def _bytes_before(text: str, ends: Sequence[int]) -> Iterator[int]:
-    """UTF-8 bytes of the text up to the end of each token, none before that of an earlier one; the last token has all
-    that is left."""
-    *inner, _ = np.maximum.accumulate([0, *ends]).tolist()
-    done = 0
-    for start, end in pairwise([*inner, len(text)]):
-        done += len(text[start:end].encode())
-        yield done
+    return entries

@@ -12,20 +12,23 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lens_rnn.data.blocks import TokenBlocks
-from lens_rnn.data.byte_counts import ByteCounter
+from lens_rnn.data.blocks import TokenBlocks, sha256_of
 from lens_rnn.data.config import DataConfig, Role
-from lens_rnn.data.documents import Document, Source
+from lens_rnn.data.documents import Source
 from lens_rnn.data.sources import open_source
+from lens_rnn.data.tokenising import GROUP, tokenise
 from lens_rnn.errors import DataError
 
 import numpy as np
 from filelock import FileLock
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 DEFAULT_FIT_TOKENS = 524_288
@@ -36,8 +39,6 @@ SHORTEST_BLOCK = 8
 FORMAT = 2
 """Of the cache."""
 TOKENS, TOKEN_BYTES, META = "tokens.bin", "token_bytes.bin", "meta.json"
-
-_GROUP = 2_000_000  # characters tokenised at a time, so that a stream is not read far beyond what is needed
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,10 @@ def load_blocks(
     wait. Where the end of a text is held out, a block before it is in neither half.
 
     source: what config.data names, where it is open already. everything: take all there is, whatever the configuration
-    asks for.
+    asks for. Where it asks for no number, all there is is taken of a source that holds less than the default.
+
+    A large source shows a bar with the tokens packed a second while it is packed. A process that is killed meanwhile
+    leaves nothing that is taken for whole: the next one begins again.
 
     Raises DataError if the source is missing or malformed, if it has no block in this half, or if it holds fewer
     tokens than config.tokens (role fit) or config.eval_tokens (role eval) asks for.
@@ -125,24 +129,21 @@ def _block_length(asked: int, packed: "_Packed") -> int:
 
 
 def _cut(packed: "_Packed", seq_len: int, name: str) -> TokenBlocks:
-    """All whole blocks."""
+    """All whole blocks, not hashed yet."""
     kept = max(0, packed.n_tokens - packed.gap(seq_len)) // seq_len
     tokens, sizes = (array[: kept * seq_len].reshape(kept, seq_len) for array in (packed.tokens, packed.token_bytes))
     origin = packed.meta["identity"]["identity"]
-    digest = hashlib.sha256(tokens.data).hexdigest()
-    return TokenBlocks(tokens, sizes, name, packed.meta["n_documents"], digest, origin, packed.meta["held_out"])
+    return TokenBlocks(tokens, sizes, name, packed.meta["n_documents"], "", origin, packed.meta["held_out"])
 
 
 def _draw(blocks: TokenBlocks, count: int, from_everywhere: bool) -> TokenBlocks:
-    """`count` blocks, always the same ones: the first, or some from everywhere in the text. All if there are no
+    """`count` blocks, hashed, always the same ones: the first, or some from everywhere in the text. All if there are no
     more."""
-    if len(blocks) <= count:
-        return blocks
     rows: Any = slice(count)
-    if from_everywhere:
+    if from_everywhere and len(blocks) > count:  # few enough to be copied
         rows = np.sort(np.random.default_rng(0).permutation(len(blocks))[:count])
     tokens, sizes = blocks.tokens[rows], blocks.token_bytes[rows]
-    return replace(blocks, tokens=tokens, token_bytes=sizes, sha256=hashlib.sha256(tokens.data).hexdigest())
+    return replace(blocks, tokens=tokens, token_bytes=sizes, sha256=sha256_of(tokens))
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:
@@ -180,48 +181,6 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def _tokenise(
-    source: Source, half: Role | None, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Ids, and the bytes of each, of all documents in order, a group of documents at a time and in parallel."""
-    import datasets
-
-    # A fast tokenizer runs on all cores by itself; a Python one needs processes.
-    workers = None if tokenizer.is_fast else os.cpu_count()
-    counter = ByteCounter(tokenizer)
-
-    def encode(batch: dict[str, list[str]]) -> dict[str, list[Any]]:
-        texts = batch["text"]
-        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        return {"ids": ids, "bytes": [counter.counts(*pair) for pair in zip(texts, ids, strict=True)]}
-
-    for group in _groups(source.documents(half)):
-        table = datasets.Dataset.from_dict({"text": group})
-        datasets.disable_progress_bars()
-        try:
-            done = table.map(
-                encode, batched=True, num_proc=workers, remove_columns="text", new_fingerprint="x", keep_in_memory=True
-            )
-        finally:
-            datasets.enable_progress_bars()
-        yield from zip(done["ids"], done["bytes"], strict=True)
-
-
-def _groups(documents: Iterator[Document]) -> Iterator[list[str]]:
-    group: list[str] = []
-    size = 0
-    for document in documents:
-        group.append(
-            document.text.encode("utf-8", "replace").decode()
-        )  # JSON can hold half a surrogate pair, which is no character
-        size += len(document.text)
-        if size >= _GROUP:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
 def _pack(
     source: Source,
     half: Role | None,
@@ -233,24 +192,39 @@ def _pack(
     """Write at most `wanted` tokens, their bytes and what there is to know of them into `folder`."""
     end = _end_of_text(tokenizer)
     largest = max(end, *tokenizer.get_vocab().values())  # ids may leave gaps, so their number would not do
-    dtype = np.uint16 if largest < 2**16 else np.uint32
+    dtype = np.dtype(np.uint16 if largest < 2**16 else np.uint32)
+    texts = (document.text for document in source.documents(half))
+    # Of few tokens small groups: a stream is not read far beyond what is needed.
+    groups = tokenise(texts, tokenizer, end, dtype, min(GROUP, wanted))
+    total = None if wanted == sys.maxsize else wanted
     n_tokens = n_documents = 0
-    with (folder / TOKENS).open("wb") as tokens, (folder / TOKEN_BYTES).open("wb") as sizes:
-        for ids, counts in _tokenise(source, half, tokenizer):
-            left = slice(wanted - n_tokens)
-            tokens.write(np.asarray([*ids, end][left], dtype=dtype).tobytes())
-            sizes.write(np.asarray([*counts, 0][left], dtype=np.uint32).tobytes())
-            n_tokens, n_documents = min(wanted, n_tokens + len(ids) + 1), n_documents + 1
+    quiet = source.is_small or bool(os.environ.get("TQDM_DISABLE"))  # which tqdm reads only where it is told nothing
+    start = time.monotonic()
+    with (
+        (folder / TOKENS).open("wb") as tokens,
+        (folder / TOKEN_BYTES).open("wb") as sizes,
+        closing(groups),
+        tqdm(total=total, unit="tok", unit_scale=True, desc="packing", delay=2, disable=quiet) as bar,
+    ):
+        for group in groups:
+            left = min(wanted - n_tokens, len(group.ids))
+            tokens.write(group.ids[:left].data)
+            sizes.write(group.token_bytes[:left].data)
+            n_tokens += left
+            n_documents += int(np.searchsorted(group.ends[:-1], left)) + 1
+            bar.update(left)
             if n_tokens == wanted:
                 break
         for file in (tokens, sizes):
             file.flush()
             os.fsync(file.fileno())
+    seconds = time.monotonic() - start
     held_out_tokens = n_tokens
     if half == "fit" and source.is_small and source.split.first is not None:
-        held_out_tokens = sum(len(ids) + 1 for ids, _ in _tokenise(source, "eval", tokenizer))
+        others = (document.text for document in source.documents("eval"))
+        held_out_tokens = sum(len(group.ids) for group in tokenise(others, tokenizer, end, dtype))
     meta = {
-        "dtype": np.dtype(dtype).name,
+        "dtype": dtype.name,
         "n_tokens": n_tokens,
         "n_documents": n_documents,
         "held_out": source.split.words,
@@ -259,7 +233,15 @@ def _pack(
         "identity": identity,
     }
     (folder / META).write_text(json.dumps(meta, indent=1))
-    log.info("packed %s tokens of %s documents of %s (%s)", f"{n_tokens:,}", f"{n_documents:,}", source.name, half)
+    log.info(
+        "packed %s tokens of %s documents of %s (%s) in %.1f s, %s tokens a second",
+        f"{n_tokens:,}",
+        f"{n_documents:,}",
+        source.name,
+        half,
+        seconds,
+        f"{n_tokens / max(seconds, 1e-9):,.0f}",
+    )
 
 
 @dataclass(frozen=True)

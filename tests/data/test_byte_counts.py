@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from lens_rnn.data.byte_counts import ByteCounter
+from lens_rnn.data.tokenising import tokenise
 from lens_rnn.models.byte_tokenizer import byte_tokenizer
-from lens_rnn.models.world_tokenizer import WorldTokenizer
+from tests.data.tokenizers import parts_of_characters, sentencepiece_like, words, world
 from tests.reference.data import bytes_at_ends
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 TEXTS = [
     "plain words, and  two spaces\n",
@@ -23,53 +24,15 @@ TEXTS = [
 ]
 
 
-def world() -> PreTrainedTokenizerBase:
-    """All bytes, and some entries of several, among them one that ends within a character."""
-    entries = [bytes([i]) for i in range(256)] + [b"the", b" and", "日本".encode(), "é".encode(), "🙂".encode()[:3]]
-    return WorldTokenizer(dict(enumerate(entries, 1)))
-
-
-def parts_of_characters() -> PreTrainedTokenizerBase:
-    """GPT-2's alphabet with merges, of which one joins two of the three bytes of a character."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    first, second = next(iter(pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("日")))[0][:2]
-    merges = [(first, second), ("t", "h"), ("th", "e")]
-    vocabulary = {piece: i for i, piece in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", split_special_tokens=True)
-
-
-def sentencepiece_like(byte_fallback: bool = True) -> PreTrainedTokenizerBase:
-    """Spaces as ▁, one before the text; what it has no letter for becomes bytes, one token each."""
-    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), *"▁abcdefghijklmnopqrstuvwxyzü", "▁a"]
-    backend = Tokenizer(
-        models.BPE(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=[("▁", "a")],
-            unk_token="<unk>",
-            byte_fallback=byte_fallback,
-        )
-    )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-
-
-def words() -> PreTrainedTokenizerBase:
-    """Lower-cased and normalised words; what stands between them is in no token."""
-    backend = Tokenizer(models.WordLevel({"<unk>": 0, "words": 1, "and": 2}, unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<unk>")
-
-
 EXACT = {"world": world, "bytes": lambda: byte_tokenizer(257), "parts of characters": parts_of_characters}
 OTHERS = {"sentencepiece": sentencepiece_like, "words": words}
 
 
 def counted(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[Sequence[int], list[int]]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids, ByteCounter(tokenizer).counts(text, ids)
+    """Ids and bytes of one document."""
+    (group,) = tokenise([text], tokenizer, 0, np.dtype(np.uint32))
+    assert (group.ids[-1], group.token_bytes[-1], *group.ends) == (0, 0, len(group.ids))
+    return group.ids[:-1].tolist(), group.token_bytes[:-1].tolist()
 
 
 @pytest.mark.parametrize("kind", [*EXACT, *OTHERS])
@@ -112,6 +75,8 @@ def test_a_tokenizer_in_python_that_says_nothing() -> None:
 
     for text in TEXTS:
         ids = [int(letter not in "aeiou") for letter in text]
-        counts = ByteCounter(Vowels()).counts(text, ids)
+        counter = ByteCounter(Vowels())
+        assert counter.spelled(text, ids) is None or not text
+        counts = counter.in_proportion(text, ids).tolist()
         assert (len(counts), sum(counts)) == (len(text), len(text.encode()))
         assert max(counts, default=0) - min(counts, default=0) <= 1 + len(text.encode()) // max(1, len(text))

@@ -1,5 +1,6 @@
 """Packing and counting, the cache, and every refusal in one line."""
 
+import hashlib
 import json
 import math
 import multiprocessing
@@ -21,6 +22,7 @@ from lens_rnn.data import (
     tokenizer_sha256,
     unigram_cross_entropy,
 )
+from lens_rnn.data import blocks as blocks_module
 from tests.data.texts import FITTED, HELD_OUT, TEXTS, config, refusal, texts_of, write_jsonl
 from tests.reference.data import expected_bytes, expected_tokens
 
@@ -81,7 +83,7 @@ def test_an_end_that_falls_on_a_document_end(
 def test_groups_do_not_change_the_tokens(
     jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "_GROUP", 100)
+    monkeypatch.setattr(packing, "GROUP", 100)
     blocks = load_blocks(config(jsonl, seq_len=17, tokens=1000), "fit", byte_tokenizer)
     assert blocks.tokens.ravel().tolist() == expected_tokens(FITTED, byte_tokenizer)[: 1000 // 17 * 17]
 
@@ -90,6 +92,42 @@ def test_everything_overrides_what_was_asked_for(jsonl: Path, byte_tokenizer: Pr
     blocks = load_blocks(config(jsonl, eval_tokens=16), "eval", byte_tokenizer, everything=True)
     assert blocks.n_documents == len(HELD_OUT)
     assert len(load_blocks(config(jsonl, eval_tokens=16), "eval", byte_tokenizer)) == 1
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("role", ["fit", "eval"])
+def test_by_default_a_source_that_holds_less_gives_all_there_is(
+    role: Role,
+    small: bool,
+    jsonl: Path,
+    byte_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if not small:
+        request.getfixturevalue("large_sources")
+    ids = expected_tokens(FITTED if role == "fit" else HELD_OUT, byte_tokenizer)
+    assert len(ids) < packing.DEFAULT_EVAL_TOKENS < packing.DEFAULT_FIT_TOKENS
+    blocks = load_blocks(config(jsonl), role, byte_tokenizer)
+    assert blocks.tokens.ravel().tolist() == ids[: len(ids) // 16 * 16]
+    monkeypatch.setattr(packing, f"DEFAULT_{role.upper()}_TOKENS", 70)
+    assert load_blocks(config(jsonl), role, byte_tokenizer).tokens.shape == (4, 16)
+
+
+def test_the_hash_is_that_of_the_tokens_one_span_after_the_other(
+    jsonl: Path, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_blocks(config(jsonl), "fit", byte_tokenizer)
+    whole = hashlib.sha256(loaded.tokens.tobytes()).hexdigest()
+    held = load_blocks(config(jsonl), "eval", byte_tokenizer)
+    counts, size = loaded.counts(257), loaded.n_bytes
+    unigram = unigram_cross_entropy(loaded, held, 257)
+    assert loaded.sha256 == whole
+    monkeypatch.setattr(blocks_module, "_SPAN", 50)  # three blocks, and some are left over
+    assert TokenBlocks.of_tokens(loaded.tokens).sha256 == whole
+    assert loaded.counts(257).tolist() == counts.tolist()
+    assert loaded.n_bytes == size
+    assert unigram_cross_entropy(loaded, held, 257) == pytest.approx(unigram, rel=1e-14)
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:

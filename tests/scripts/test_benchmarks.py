@@ -121,6 +121,7 @@ def test_quality_per_token_continues(
         ),
         ("scan", ("--d-model", 16, "--forward", 2, 16, "--training", 2, 8, "--rounds", 1), "training step, 2×8 tokens"),
         ("coverage_elk", ("--layers", 2, "--noise-runs", 1, "--runs", 1, "--questions", 64), "AUROC, 4+12 rows"),
+        ("packing", ("--tokens", 20_000, "--every", 5_000), "packed, hashed, on disk"),
         ("gpu_fit", ("--device", "cpu", "--tiny", "--tokens", 2048, "--seq-len", 32, "--batch-size", 16), "tiny, kfac"),
     ],
 )
