@@ -30,7 +30,7 @@ def rms_norm(
     """x over its root mean square, times the weight."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     normed = torch.empty_like(rows)
-    _rms_norm(rows.numpy(), weight.detach().numpy(), np.float32(eps), normed.numpy())
+    _rms_norm(rows.numpy(), _copied(weight), np.float32(eps), normed.numpy())
     return normed.view(x.shape)
 
 
@@ -44,10 +44,10 @@ def conv_silu(
     past = x.new_zeros(len(x), reach, x.shape[2])
     if before is not None:
         past.copy_(before[..., before.shape[-1] - reach :].transpose(1, 2))
-    weight = conv.weight.detach()[:, 0].T.contiguous()  # (kernel, channels)
-    bias = x.new_zeros(x.shape[2]) if conv.bias is None else conv.bias.detach()
+    weight = _copied(conv.weight[:, 0].T)  # (kernel, channels)
+    bias = x.new_zeros(x.shape[2]) if conv.bias is None else conv.bias
     u = torch.empty(x.shape)
-    _conv_silu(x.numpy(), weight.numpy(), bias.numpy(), past.numpy(), u.numpy())
+    _conv_silu(x.numpy(), weight, _copied(bias), past.numpy(), u.numpy())
     return u
 
 
@@ -65,8 +65,8 @@ def gated_scan(
     state."""
     last = torch.zeros(len(u), *A.shape) if state is None else state.detach().float().clone().contiguous()
     y = torch.empty_like(u)
-    arrays = (t.detach().contiguous().numpy() for t in (u, dt, A, B, C, D))
-    _gated_scan(A.shape[1])(*arrays, z.detach().numpy(), last.numpy(), y.numpy())
+    arrays = (t.contiguous().numpy() for t in (u, dt, A, B, C))
+    _gated_scan(A.shape[1])(*arrays, _copied(D), z.numpy(), last.numpy(), y.numpy())
     return y, last
 
 
@@ -81,6 +81,11 @@ def mixed(
     out = torch.empty(len(shares), *x.shape)
     _mixed(x.contiguous().numpy(), first.numpy(), shares.detach().contiguous().numpy(), out.numpy())
     return tuple(out.unbind(0))
+
+
+def _copied(weights: Tensor) -> Any:
+    """Weights for a kernel: its view of a tensor pins the storage, and that of a sharded parameter must be freed."""
+    return weights.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
 @njit(inline="always", fastmath=FASTMATH)
