@@ -141,7 +141,8 @@ def main(config: Config) -> None:
 
     # Fit.
     tokens = plan.steps * plan.step_tokens
-    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", disable=not processes.is_main) as bar:
+    quiet = {} if processes.is_main else {"disable": True}  # else tqdm goes by its own TQDM_DISABLE
+    with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", **quiet) as bar:
 
         def on_step(report: StepReport) -> None:
             bar.update(report.tokens - bar.n)
@@ -166,9 +167,7 @@ def main(config: Config) -> None:
     doing("evaluating")
     unigram = unigram_cross_entropy(fit_blocks, eval_blocks, adapter.vocab_size)
     lenses = {"logit": LogitLens(unembedding), "start": result.start_lens, "tuned": result.lens}
-    with tqdm(
-        total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", disable=not processes.is_main
-    ) as bar:
+    with tqdm(total=eval_blocks.tokens.size, unit="tok", unit_scale=True, desc="evaluating", **quiet) as bar:
         evaluation = evaluate(
             adapter,
             lenses,
