@@ -87,7 +87,6 @@ class LayerStart:
     """λ of the closed-form start, where there was one."""
     explained: float | None = field(default_factory=_unknown)
     """The fraction of the final norm's input that it explained on held-out tokens, where some were held out."""
-    kl: float | None = field(default_factory=_unknown)
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class LayerReport:
     ce_logit: float = nan
     ce_tuned: float = nan
     start: LayerStart | None = field(default_factory=_unknown)
-    choice: LayerChoice | None = field(default_factory=_unknown)
+    choice: LayerChoice | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

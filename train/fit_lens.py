@@ -9,7 +9,7 @@ Without arguments: the shipped tiny Mamba, on the sources of the Python standard
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lens_rnn import artifacts, cli, hub
 from lens_rnn.activity import doing
@@ -141,7 +141,7 @@ def main(config: Config) -> None:
 
     # Fit.
     tokens = plan.steps * plan.step_tokens
-    quiet = {} if processes.is_main else {"disable": True}  # else tqdm goes by its own TQDM_DISABLE
+    quiet: dict[str, Any] = {} if processes.is_main else {"disable": True}  # else tqdm goes by its own TQDM_DISABLE
     with tqdm(total=tokens, unit="tok", unit_scale=True, desc="fitting", **quiet) as bar:
 
         def on_step(report: StepReport) -> None:

@@ -77,7 +77,9 @@ def fit_memory(
     passing = round(forward.peak * tokens)
     start = {
         "moments": Moments.bytes_needed(layers, d),
-        "a forward pass, or its states in float64": max(passing, held + 8 * d * 4 * tokens),
+        "a forward pass, or its states in float64": max(
+            passing, held + 8 * d * 4 * tokens, held + chunk_tokens * vocab * (products.itemsize + 4)
+        ),
     }
     buffers = 2 if adapter.logit_map.cap is None or not optimizer.fisher else 4  # of logits
     plain = device.type not in ("cpu", "cuda") or products not in (torch.float32, torch.bfloat16)

@@ -186,11 +186,12 @@ class FusedObjective:
         """
         logits = self._logits(final)
         slope = self.map.slope(logits)
-        p = (logits.float() - logits.float().logsumexp(-1, keepdim=True)).exp_()
+        normalizers = self.rows.normalizers(logits)
+        p = logits.to(normalizers.dtype).sub_(normalizers[:, None]).exp_()  # in place where nothing is widened
         weighted = p if slope is None else p * slope
         mean = weighted.to(self.products) @ self.weight  # Uᵀ D p
-        square = (weighted if slope is None else weighted * slope) @ self._row_squares
-        return (square - mean.float().square().sum(-1)).clamp(min=0)
+        square = (weighted if slope is None else weighted * slope) @ self._row_squares.to(p.dtype)
+        return (square - mean.to(p.dtype).square().sum(-1)).clamp(min=0)
 
     @cached_property
     def _row_squares(self) -> Float[Tensor, " vocab"]:
