@@ -126,7 +126,9 @@ class TrainingLoss:
     layers: tuple[int, ...] = ()
     """Those that were fitted."""
     steps: tuple[tuple[float, ...], ...] = ()
-    """(steps, layers); NaN for what was not finite."""
+    """(rows, layers); NaN for what was not finite."""
+    steps_a_row: int = 1
+    """Steps whose mean is a row: of a long fit several, the last of them perhaps fewer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """What is said of a fit: its identity, its `FitReport`, and the table at its end."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from math import nan
@@ -42,6 +42,7 @@ _COLUMNS = {
     "ce_logit": "logit lens",
     "ce_tuned": "tuned lens",
 }
+MOST_ROWS = 2048  # of training losses in fit.json
 _NO_NUMBERS = ("name", "stock_attaches")  # of a model, what decides no number
 _PACKAGES = ("lens-rnn", "torch", "transformers", "tuned-lens", "accelerate", "numba")
 
@@ -111,7 +112,7 @@ def fit_report(
         model=model,
         settings=settings,
         data=FitData(fit=describe_data(fit_blocks), eval=describe_data(eval_blocks)),
-        training_loss=TrainingLoss(layers=adapter.fitted_layers, steps=tuple(map(tuple, result.history))),
+        training_loss=training_loss(adapter.fitted_layers, result.history),
         run=RunFacts(
             processes=processes.world,
             threads=torch.get_num_threads(),
@@ -121,6 +122,14 @@ def fit_report(
             versions={name: _version(name) for name in _PACKAGES},
         ),
     )
+
+
+def training_loss(layers: tuple[int, ...], history: Sequence[Sequence[float]]) -> TrainingLoss:
+    """The losses of all steps, (steps, layers), in MOST_ROWS rows at most."""
+    a_row = max(1, -(-len(history) // MOST_ROWS))
+    means = (np.mean(history[first : first + a_row], axis=0) for first in range(0, len(history), a_row))
+    rows = map(tuple, history) if a_row == 1 else (tuple(map(float, mean)) for mean in means)
+    return TrainingLoss(layers=layers, steps=tuple(rows), steps_a_row=a_row)
 
 
 def measured_report(

@@ -94,3 +94,15 @@ def test_the_table_leaves_out_what_is_not_known(tiny_mamba: ModelAdapter) -> Non
         "    0   0.33       2.000       0.500       3.000       1.500",
     ]
     assert lines[-2] == " mean              1.500       0.375"
+
+
+def test_the_losses_of_a_long_fit_are_means_of_several_steps() -> None:
+    history = [[float(step), 1.0] for step in range(5000)]
+    long = report.training_loss((0, 1), history)
+    assert long.steps_a_row == 3
+    assert len(long.steps) == 1667
+    assert long.steps[0] == (1.0, 1.0)
+    assert long.steps[-1] == (4998.5, 1.0)
+    short = report.training_loss((0, 1), history[:2048])
+    assert short.steps_a_row == 1
+    assert short.steps == tuple(map(tuple, history[:2048]))

@@ -121,6 +121,12 @@ def test_quality_per_token_continues(
         ),
         ("scan", ("--d-model", 16, "--forward", 2, 16, "--training", 2, 8, "--rounds", 1), "training step, 2×8 tokens"),
         ("coverage_elk", ("--layers", 2, "--noise-runs", 1, "--runs", 1, "--questions", 64), "AUROC, 4+12 rows"),
+        ("evaluation", ("--shapes", 16, 96, "--tokens", 64, "--layers", 1, "--rounds", 1), "16, 96"),
+        (
+            "small_fits",
+            ("--cases", 2, "--eval-tokens", 1024, "--random-layers", 2),
+            "0 of 14 layers worse than the logit lens, 0 worse than their start",
+        ),
         ("packing", ("--tokens", 20_000, "--every", 5_000), "packed, hashed, on disk"),
         ("gpu_fit", ("--device", "cpu", "--tiny", "--tokens", 2048, "--seq-len", 32, "--batch-size", 16), "tiny, kfac"),
     ],
