@@ -118,9 +118,7 @@ def main(config: Config) -> None:
         "A forward pass on the CPU: processor seconds",
         ["", "without fused parts", "ours", "its products", "without ÷ products", "ours ÷ products"],
         [row for row, _ in measured.values()],
-        [
-            f"Two blocks of d_model {config.d_model} where a family is named, float32; medians of {config.rounds} rounds."
-        ],
+        [f"Two blocks of d_model {config.d_model} of each named family, float32; medians of {config.rounds} rounds."],
         config.output,
         cpu_seconds={name: seconds for name, (_, seconds) in measured.items()},
     )

@@ -1,7 +1,8 @@
 """What stands around the products and recurrences of a block, in one pass over memory each: on the CPU, in float32,
 without gradients. Each does what torch does in several passes.
 
-x, u, z, y   (batch, seq, channels), channels next to one another
+x, u, z, y   (batch, seq, channels), channels next to one another: a kernel is fast on whole rows only, so that what is
+             part of a product's columns comes with all of them
 """
 
 from functools import lru_cache
@@ -35,19 +36,20 @@ def rms_norm(
 
 
 def conv_silu(
-    x: Float32[Tensor, "batch seq channels"],
+    x: Float32[Tensor, "batch seq more"],
     conv: torch.nn.Conv1d,
     before: Float[Tensor, "batch channels past"] | None,
 ) -> Float32[Tensor, "batch seq channels"]:
-    """silu of a depthwise convolution over past inputs: of x, after `before`, which are at least kernel − 1."""
-    reach = conv.kernel_size[0] - 1
-    past = x.new_zeros(len(x), reach, x.shape[2])
+    """silu of a depthwise convolution over past inputs: of x's first channels, as many as the convolution has, after
+    `before`, which are at least kernel − 1."""
+    reach, channels = conv.kernel_size[0] - 1, conv.in_channels
+    past = x.new_zeros(len(x), reach, channels)
     if before is not None:
         past.copy_(before[..., before.shape[-1] - reach :].transpose(1, 2))
     weight = _copied(conv.weight[:, 0].T)  # (kernel, channels)
-    bias = x.new_zeros(x.shape[2]) if conv.bias is None else conv.bias
-    u = torch.empty(x.shape)
-    _conv_silu(x.numpy(), weight, _copied(bias), past.numpy(), u.numpy())
+    bias = x.new_zeros(channels) if conv.bias is None else conv.bias
+    u = torch.empty(*x.shape[:2], channels)
+    _conv_silu(x.contiguous().numpy(), weight, _copied(bias), past.numpy(), u.numpy())
     return u
 
 
@@ -58,15 +60,15 @@ def gated_scan(
     B: Float32[Tensor, "batch seq n"],
     C: Float32[Tensor, "batch seq n"],
     D: Float32[Tensor, " channels"],
-    z: Float32[Tensor, "batch seq channels"],
+    z: Float32[Tensor, "batch seq more"],
     state: Float32[Tensor, "batch channels n"] | None,
 ) -> tuple[Float32[Tensor, "batch seq channels"], Float32[Tensor, "batch channels n"]]:
-    """Mamba's scan of u (models/recurrences.py) with the steps softplus(dt), then (y + D u) silu(z); and the last
-    state."""
+    """Mamba's scan of u (models/recurrences.py) with the steps softplus(dt), then (y + D u) silu(gate), of which z's
+    last channels are the gates; and the last state."""
     last = torch.zeros(len(u), *A.shape) if state is None else state.detach().float().clone().contiguous()
     y = torch.empty_like(u)
     arrays = (t.contiguous().numpy() for t in (u, dt, A, B, C))
-    _gated_scan(A.shape[1])(*arrays, _copied(D), z.numpy(), last.numpy(), y.numpy())
+    _gated_scan(A.shape[1])(*arrays, _copied(D), z.contiguous().numpy(), last.numpy(), y.numpy())
     return y, last
 
 
@@ -128,8 +130,8 @@ def _rms_norm(x, weight, eps, normed):  # pragma: no cover - compiled
 
 @njit(parallel=True, fastmath=FASTMATH, cache=True)
 def _conv_silu(x, weight, bias, past, u):  # pragma: no cover - compiled
-    batch, seq, channels = x.shape
-    kernel = len(weight)
+    batch, seq, _ = x.shape
+    kernel, channels = weight.shape
     parts = (seq + _ROWS - 1) // _ROWS
     for task in prange(batch * parts):
         b, part = task // parts, task % parts
@@ -153,7 +155,7 @@ def _gated_scan(n: int) -> Any:
     @njit(parallel=True, fastmath=FASTMATH, cache=True)
     def scan(u, dt, A, B, C, D, z, state, y):  # pragma: no cover - compiled
         batch, seq, channels = u.shape
-        parts = (channels + _CHANNELS - 1) // _CHANNELS
+        parts, before_gates = (channels + _CHANNELS - 1) // _CHANNELS, z.shape[2] - channels
         for task in prange(batch * parts):
             b, first = task // parts, task % parts * _CHANNELS
             width = min(channels - first, _CHANNELS)
@@ -182,7 +184,7 @@ def _gated_scan(n: int) -> Any:
                         state[b, d, j] = carried[j]
                 for t in range(length):
                     for c in range(width):
-                        d, gate = first + c, z[b, begin + t, first + c]
+                        d, gate = first + c, z[b, begin + t, before_gates + first + c]
                         kept = sums[c, t] + D[d] * u[b, begin + t, d]
                         y[b, begin + t, d] = kept * (gate * _sigmoid(gate))
 

@@ -41,18 +41,19 @@ def test_rms_norm(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kernel", [1, 2, 4])
 @pytest.mark.parametrize("seq", [1, 2, 70])
 def test_convolution(kernel: int, bias: bool, seq: int) -> None:
-    """x is half of a product's columns, as it comes; past inputs may be more than the kernel reaches."""
+    """x is half of a product's columns; past inputs may be more than the kernel reaches."""
     conv = nn.Conv1d(6, 6, kernel, groups=6, bias=bias)
-    x = 8 * random(3, seq, 12)[..., :6]
+    x = 8 * random(3, seq, 12)
     for before in (None, random(3, 6, kernel)):
-        expected = F.silu(scans.causal_conv(conv.double(), x.double().transpose(1, 2), before)).transpose(1, 2)
+        half = x[..., :6].double().transpose(1, 2)
+        expected = F.silu(scans.causal_conv(conv.double(), half, before)).transpose(1, 2)
         close(fused.conv_silu(x, conv.float(), before), expected)
 
 
 def scan_inputs(batch: int, seq: int, channels: int, n: int) -> tuple[Tensor, ...]:
     u, dt = random(batch, seq, channels), 3 * random(batch, seq, channels, seed=1)
     A, B, C = -4 * random(channels, n).abs(), random(batch, seq, n, seed=2), random(batch, seq, n, seed=3)
-    return u, dt, A, B, C, random(channels), 5 * random(batch, seq, 2 * channels)[..., channels:]
+    return u, dt, A, B, C, random(channels), 5 * random(batch, seq, 2 * channels)
 
 
 @pytest.mark.parametrize("n", [1, 4, 16])
@@ -62,7 +63,7 @@ def test_scan(batch: int, seq: int, channels: int, n: int) -> None:
     for start in (None, random(batch, channels, n)):
         wide = (t.double() for t in (u.transpose(1, 2), F.softplus(dt.double()).transpose(1, 2), A, B, C))
         y, last = naive.selective_scan(*wide, (torch.zeros(batch, channels, n) if start is None else start).double())
-        expected = (y.transpose(1, 2) + D.double() * u) * F.silu(z.double())
+        expected = (y.transpose(1, 2) + D.double() * u) * F.silu(z[..., channels:].double())
         given = None if start is None else start.clone()
         got, got_last = fused.gated_scan(u, dt, A, B, C, D, z, given)
         close(got, expected)

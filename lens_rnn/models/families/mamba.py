@@ -116,11 +116,11 @@ class MambaAdapter(BackboneAdapter):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in the layout that the products have, between which there are two passes over memory."""
         rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
-        x, z = mixer.in_proj(normed).chunk(2, dim=-1)
-        u = fused.conv_silu(x, mixer.conv1d, conv)
+        x_and_z = mixer.in_proj(normed)
+        u = fused.conv_silu(x_and_z, mixer.conv1d, conv)
         dt, B, C = self._selection(*mixer.x_proj(u).split([rank, n, n], dim=-1))
-        y, last = fused.gated_scan(u, mixer.dt_proj(dt), -torch.exp(mixer.A_log), B, C, mixer.D, z, start)
-        return mixer.out_proj(y), x.transpose(1, 2), last
+        y, last = fused.gated_scan(u, mixer.dt_proj(dt), -torch.exp(mixer.A_log), B, C, mixer.D, x_and_z, start)
+        return mixer.out_proj(y), x_and_z[..., : u.shape[2]].transpose(1, 2), last
 
     def _inputs(self, mixer: Any, normed: Tensor, conv: Tensor | None, rules: Rules = PLAIN) -> _Inputs:
         rank, n = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[1]
