@@ -3,8 +3,8 @@ of the late ones, judged on blocks that neither steps nor start have seen. No la
 
 First the four points themselves, then the way that leads to the best of them, at a few fractions. A candidate costs a
 forward product with the unembedding, half an evaluation, and few positions are enough: all candidates are judged on the
-same ones, and what they share cancels. What is beyond the start must beat it by more than a standard error of their
-difference: where too little text can tell them apart, the start is safe.
+same ones, and what they share cancels. What is beyond the start must beat it by more than two standard errors of
+their difference: where too little text can tell them apart, the start is safe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ from torch import Tensor
 
 ZERO, START, LATE, END = "zero", "start", "mean of late steps", "end"
 _BEFORE = {START: ZERO, LATE: START, END: START}  # where the way to a point begins
+STANDARD_ERRORS = 2.0
 _FRACTIONS = (0.25, 0.5, 0.75)
 
 
@@ -81,7 +82,7 @@ def choose(
         best = _best(of_layer)
         if best.towards in (LATE, END):
             gain = of_layer[_Place(START)] - of_layer[best]
-            if float(gain.mean()) < float(gain.std()) / len(gain) ** 0.5:
+            if float(gain.mean()) < STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5:
                 best = _Place(START)
         weight, bias = _at(points, best, k)
         translators.weights[k], translators.biases[k] = weight, bias

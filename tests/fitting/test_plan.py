@@ -53,9 +53,8 @@ def test_positions_follow_from_costs(tiny_mamba: ModelAdapter, vocab: int, monke
         return make_plan(tiny_mamba, blocks, FitConfig(**settings))
 
     much, little = planned(1_048_576), planned(16_384)
-    assert much.share == {96: 0.5, 50_000: 1 / 16}[vocab]
-    assert much.share < little.share
-    assert little.share == min(1.0, 32 * much.share)
+    assert much.share == much.costs.best_share == {96: 1.0, 50_000: 1 / 16}[vocab]
+    assert little.share == min(1.0, 32 * much.share) == 1.0
     given = planned(1_048_576, positions=0.3)
     assert given.sampling.positions == 77
     assert given.evaluations == given.steps * 16 * 77
