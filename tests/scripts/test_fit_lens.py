@@ -239,7 +239,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     )
     done = run_script("train/fit_lens.py", *arguments)
     assert done.returncode == 0, done.stderr
-    assert "36 steps of 8 × 64 tokens" in done.stdout
+    assert "37 steps of 8 × 64 tokens" in done.stdout
     assert "seconds at the pace of a step here" in done.stdout
     assert "memory" in done.stdout
     assert not (tmp_path / "lens").exists()

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 COMMAND = ("--model", "model", "--data", "made.jsonl", "--tokens", 20_480, "--eval-tokens", 2_048, "--seq-len", 64)
 COMMAND += ("--batch-size", 8, "--micro-batch-size", 1, "--passes", 1, "--start-tokens", 8_192, "--checkpoint-every", 2)
 COMMAND += ("--products", "float32", "--device", "cpu", "--threads", 1)
-STEPS = 40
+STEPS = 37
 
 
 def translators(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_a_host_killed_in_the_middle_and_both_resumed(killed: int, main_then: in
     assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
     histories = [json.loads((folder / "fit.json").read_text())["training_loss"] for folder in (whole, output)]
     assert histories[0] == histories[1]
-    assert [path.name for path in sorted(output.glob("checkpoints/*"))] == ["step-00000038.pt", "step-00000040.pt"]
+    assert [path.name for path in sorted(output.glob("checkpoints/*"))] == ["step-00000036.pt", "step-00000037.pt"]
 
 
 def last_step(host: Host, output: str) -> int:
