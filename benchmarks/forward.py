@@ -7,10 +7,10 @@ gradients; the same without the one-pass parts of `lens_rnn.models.fused`; and t
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from unittest.mock import patch
 
 from lens_rnn import cli
 from lens_rnn.models import ModelAdapter, fused, load_model, wrap_model
@@ -34,7 +34,7 @@ from transformers import (
 from common import medians, report
 
 SHIPPED = Path(ModelConfig.model).parent
-_ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+_ENDS: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +56,22 @@ class Config:
 
 def random_models(d_model: int) -> Iterator[tuple[str, PreTrainedModel]]:
     """Two blocks of each family, with random weights and a vocabulary of 256."""
-    sizes = {"vocab_size": 256, "hidden_size": d_model, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 256, "hidden_size": d_model, "num_hidden_layers": 2}
     yield "Mamba", MambaForCausalLM(MambaConfig(**sizes, **_ENDS))
-    heads = {"num_heads": 2 * d_model // 64, "head_dim": 64, "state_size": 128, "n_groups": 1}
+    heads: dict[str, Any] = {"num_heads": 2 * d_model // 64, "head_dim": 64, "state_size": 128, "n_groups": 1}
     yield "Mamba-2", Mamba2ForCausalLM(Mamba2Config(**sizes, **heads, **_ENDS))
     yield "RWKV-4", RwkvForCausalLM(RwkvConfig(**sizes, attention_hidden_size=d_model, context_length=1024, **_ENDS))
-    lora = {"5.2": {}, "6": {"time_maa": 32, "time_decay": 64}, "7": {"w": 64, "a": 64, "v": 32, "g": 128}}
+    lora: dict[str, dict[str, int]] = {
+        "5.2": {},
+        "6": {"time_maa": 32, "time_decay": 64},
+        "7": {"w": 64, "a": 64, "v": 32, "g": 128},
+    }
     for version, inner in lora.items():
         config = RWKVConfig(version, **sizes, attention_size=d_model, intermediate_size=4 * d_model, lora=inner)
         model = RWKVForCausalLM(config)
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.5 / d_model**0.5)
         yield f"RWKV-{version[0]}", model
-
-
-@contextmanager
-def without_fused_parts() -> Iterator[None]:
-    """Every block as torch does it, around the compiled recurrences."""
-    can_fuse = fused.can_fuse
-    fused.can_fuse = lambda _: False
-    try:
-        yield
-    finally:
-        fused.can_fuse = can_fuse
 
 
 @torch.no_grad()
@@ -91,7 +84,8 @@ def measure(
     inputs = [torch.randn(*shape, m.in_features) for m in linear]
 
     def plain() -> None:
-        with without_fused_parts():
+        """Every block as torch does it, around the compiled recurrences."""
+        with patch.object(fused, "can_fuse", return_value=False):
             adapter.forward(ids)
 
     def products() -> None:

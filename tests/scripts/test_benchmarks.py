@@ -121,6 +121,7 @@ def test_quality_per_token_continues(
         ),
         ("scan", ("--d-model", 16, "--forward", 2, 16, "--training", 2, 8, "--rounds", 1), "training step, 2×8 tokens"),
         ("coverage_elk", ("--layers", 2, "--noise-runs", 1, "--runs", 1, "--questions", 64), "AUROC, 4+12 rows"),
+        ("forward", ("--d-model", 64, "--shape", 1, 8, "--rounds", 1, "--no-shipped"), "RWKV-7, 1×8 tokens"),
         ("evaluation", ("--shapes", 16, 96, "--tokens", 64, "--layers", 1, "--rounds", 1), "16, 96"),
         (
             "small_fits",
