@@ -103,6 +103,8 @@ def fit(
     start = _stack(result.start_lens, layers)
     late = LateMean(translators, plan.steps)
 
+    if plan.start_alone:
+        resume_from = None  # there is nothing to continue, and the start is soon made again
     resumed_step = resume_from["step"] if resume_from else None
     processes.refuse_differences({"data sha256": blocks.sha256, "checkpoint": resumed_step})
     if resume_from:

@@ -7,7 +7,7 @@ text: one position in each of as many equal stretches of a block, anywhere in it
 """
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -34,10 +34,10 @@ class Sampling:
     positions: int
     """Positions of a block that are looked at: all, or fewer."""
 
-    @cached_property
+    @property
     def kept_apart(self) -> np.ndarray:
         """The blocks that are kept apart, rising, (apart)."""
-        return np.sort(np.random.default_rng((self.seed, _APART)).permutation(self.blocks)[: self.apart])
+        return _kept_apart(self.seed, self.blocks, self.apart)
 
     @property
     def steps_a_pass(self) -> int:
@@ -46,8 +46,7 @@ class Sampling:
 
     def order(self, number: int) -> np.ndarray:
         """The order in which a pass sees the blocks, those left out by its steps included, (blocks − apart)."""
-        order = _permutation(self.seed, number, self.blocks)
-        return order[~np.isin(order, self.kept_apart)] if self.apart else order
+        return _order(self.seed, number, self.blocks, self.apart)
 
     def rows(self, step: int) -> np.ndarray:
         """The blocks of a step, (batch_size): each pass has an order of its own."""
@@ -80,9 +79,14 @@ class Sampling:
         return torch.from_numpy((places + np.arange(len(part))[:, None] * self.targets).flatten())
 
 
+def _kept_apart(seed: int, blocks: int, apart: int) -> np.ndarray:
+    return np.sort(np.random.default_rng((seed, _APART)).permutation(blocks)[:apart])
+
+
 @lru_cache(maxsize=4)
-def _permutation(seed: int, number: int, blocks: int) -> np.ndarray:
+def _order(seed: int, number: int, blocks: int, apart: int) -> np.ndarray:
     """Kept, because every step of a pass asks for it, and a long text has many blocks."""
     order = np.random.default_rng((seed, number)).permutation(blocks)
+    order = order[~np.isin(order, _kept_apart(seed, blocks, apart))] if apart else order
     order.setflags(write=False)
     return order

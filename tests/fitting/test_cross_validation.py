@@ -1,7 +1,9 @@
 """A text too short to judge steps on: the start alone, chosen by cross-validation."""
 
+from pathlib import Path
+
 from lens_rnn.evaluation.metrics import evaluate
-from lens_rnn.fitting import FitConfig, fit
+from lens_rnn.fitting import Checkpoints, FitConfig, fit
 from lens_rnn.fitting.choice import START, ZERO
 from lens_rnn.fitting.closed_form import RIDGES
 from lens_rnn.fitting.plan import make_plan
@@ -45,3 +47,14 @@ def test_the_plan_says_so(tiny_mamba: ModelAdapter) -> None:
     assert any("too few to keep one apart" in line for line in describe_plan(plan, tiny_mamba, few))
     assert not make_plan(tiny_mamba, enough, FitConfig()).start_alone
     assert not make_plan(tiny_mamba, few, FitConfig(choice_tokens=0)).start_alone
+
+
+def test_a_resume_makes_it_again(tiny_mamba: ModelAdapter, tmp_path: Path) -> None:
+    checkpoints, text = Checkpoints(tmp_path, {"model": "a"}), make_blocks(5)
+    first = fit(tiny_mamba, text, FitConfig(products="float32"), checkpoints=checkpoints)
+    again = fit(
+        tiny_mamba, text, FitConfig(products="float32"), checkpoints=checkpoints, resume_from=checkpoints.last()
+    )
+    assert again.choices == first.choices
+    assert again.start == first.start
+    assert torch.equal(again.lens[0].weight, first.lens[0].weight)
