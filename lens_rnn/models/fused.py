@@ -90,6 +90,16 @@ def _copied(weights: Tensor) -> Any:
     return weights.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
+def sigmoid(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In place, where it can be: x is what a product has just made."""
+    return x.sigmoid_() if can_fuse(x) else torch.sigmoid(x)
+
+
+def squared_relu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The same of max(x, 0)²."""
+    return x.relu_().square_() if can_fuse(x) else torch.square(torch.relu(x))
+
+
 @njit(inline="always", fastmath=FASTMATH)
 def _sigmoid(x):
     small = exp(-abs(x))

@@ -1,5 +1,7 @@
 """The one-pass parts of a block against torch's several passes in float64, from a state and without, in any layout."""
 
+from collections.abc import Callable
+
 from lens_rnn.models import fused, scans
 from tests.reference import recurrences as naive
 
@@ -97,6 +99,19 @@ def test_mixed_with_the_token_before(count: int) -> None:
         previous = scans.token_shift(x, last)
         for got, share in zip(fused.mixed(x, last, shares), shares, strict=True):
             close(got, x * share + previous * (1 - share))
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain"), [(fused.sigmoid, torch.sigmoid), (fused.squared_relu, lambda x: torch.square(torch.relu(x)))]
+)
+def test_what_is_done_in_place_where_no_gradient_is_asked_for(ours: Callable, plain: Callable) -> None:
+    x = random(3, 5)
+    expected = plain(x)
+    assert torch.equal(ours(x), expected)
+    assert not torch.equal(x, expected), "with gradients x stays"
+    with torch.no_grad():
+        assert ours(x).data_ptr() == x.data_ptr()
+    assert torch.equal(x, expected)
 
 
 @pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="needs two threads")

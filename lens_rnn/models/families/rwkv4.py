@@ -123,7 +123,7 @@ def _mixed(x: Tensor, last: Tensor | None, *shares: Tensor) -> tuple[Tensor, ...
 def _receptance_key_value(attention: Any, x: Tensor, before: BlockState | None) -> tuple[Tensor, Tensor, Tensor]:
     shares = (attention.time_mix_key, attention.time_mix_value, attention.time_mix_receptance)
     into_k, into_v, into_r = _mixed(x, before["att_shift"] if before else None, *shares)
-    return torch.sigmoid(attention.receptance(into_r)), attention.key(into_k), attention.value(into_v)
+    return fused.sigmoid(attention.receptance(into_r)), attention.key(into_k), attention.value(into_v)
 
 
 def _weighted_average(
@@ -147,5 +147,5 @@ def _channel_mix(feed: Any, x: Tensor, before: BlockState | None) -> Tensor:
     """eqs. 18 to 20: the feed-forward part."""
     shares = (feed.time_mix_key, feed.time_mix_receptance)
     into_k, into_r = _mixed(x, before["ffn_shift"] if before else None, *shares)
-    value = feed.value(torch.square(torch.relu(feed.key(into_k))))
-    return torch.sigmoid(feed.receptance(into_r)) * value
+    value = feed.value(fused.squared_relu(feed.key(into_k)))
+    return fused.sigmoid(feed.receptance(into_r)) * value
