@@ -3,8 +3,8 @@ of the late ones, judged on blocks that neither steps nor start have seen. No la
 
 First the four points themselves, then the way that leads to the best of them, at a few fractions. A candidate costs a
 forward product with the unembedding, half an evaluation, and few positions are enough: all candidates are judged on the
-same ones, and what they share cancels. What is beyond the start must beat it by more than two standard errors of
-their difference: where too little text can tell them apart, the start is safe.
+same ones, and what they share cancels. What is beyond the start must beat it, or zero where that is better, by more
+than two standard errors of their difference: where too little text can tell them apart, what was there before is safe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,9 +81,11 @@ def choose(
     for k, (layer, of_layer) in enumerate(zip(adapter.fitted_layers, losses, strict=True)):
         best = _best(of_layer)
         if best.towards in (LATE, END):
-            gain = of_layer[_Place(START)] - of_layer[best]
-            if float(gain.mean()) < STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5:
-                best = _Place(START)
+            begun = _best({place: of_layer[place] for place in (_Place(ZERO), _Place(START))})
+            gain = of_layer[begun] - of_layer[best]
+            is_beaten = len(gain) > 1 and float(gain.mean()) > STANDARD_ERRORS * float(gain.std()) / len(gain) ** 0.5
+            if not is_beaten and bool(of_layer[begun].isfinite().all()):
+                best = begun
         weight, bias = _at(points, best, k)
         translators.weights[k], translators.biases[k] = weight, bias
         means = {str(place): float(values.mean()) for place, values in of_layer.items()}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lens_rnn.data import TokenBlocks
 from lens_rnn.fitting.closed_form import Moments
 from lens_rnn.fitting.objective import FusedObjective
+from lens_rnn.fitting.optimizers import OPTIMIZERS
 from lens_rnn.fitting.plan import Plan
 from lens_rnn.fitting.start import token_weights
 from lens_rnn.fitting.sums import StepSums
@@ -45,7 +46,8 @@ def measure_pace(adapter: ModelAdapter, blocks: TokenBlocks, plan: Plan, unembed
     forward = adapter.forward(ids)
     part = torch.arange(ids.shape[0]).numpy()
     positions = plan.sampling.of_step(0, part)
-    sums = StepSums(1, adapter.d_model, adapter.device, fisher=True)
+    sums = StepSums(1, adapter.d_model, adapter.device, OPTIMIZERS[plan.config.optimizer].fisher)
+    draws = plan.sampling.draws(0, part) if sums.has_fisher else None
     first = Moments(layers[:1], adapter.d_model, adapter.device)
 
     def weigh() -> None:
@@ -56,7 +58,7 @@ def measure_pace(adapter: ModelAdapter, blocks: TokenBlocks, plan: Plan, unembed
 
     def look(layers: tuple[int, ...]) -> int:
         looked = 0
-        for chunk in objective.chunks(forward, ids, plan.sampling.draws(0, part), positions):
+        for chunk in objective.chunks(forward, ids, draws, positions):
             looked += len(chunk.hidden[0])
             for layer in layers:
                 z = lens.transform_hidden(chunk.hidden[layer], layer)

@@ -43,7 +43,7 @@ class PlainRows:
     ) -> Float[Tensor, "tokens 3"]:
         log_q = _wide(logits).log_softmax(-1)
         ce = -log_q.gather(-1, labels.clamp(min=0)[:, None])[:, 0].masked_fill(labels < 0, 0.0)
-        kl = torch.linalg.vecdot(aim.p, aim.log_p - log_q)
+        kl = torch.linalg.vecdot(aim.p.to(log_q.dtype), aim.log_p - log_q)
         return torch.stack([ce, kl, -torch.linalg.vecdot(log_q.exp(), log_q)], dim=1)
 
     def add_probabilities(self, logits: Float[Tensor, "tokens vocab"], total: Float64[Tensor, " vocab"]) -> None:

@@ -3,13 +3,14 @@ processes."""
 
 from dataclasses import replace
 from math import log
+from pathlib import Path
 
 from lens_rnn.evaluation import metrics
 from lens_rnn.evaluation.metrics import Evaluation, LayerMetrics, doubts, evaluate
 from lens_rnn.lens import LogitLens, TunedLens
-from lens_rnn.models import ModelAdapter, wrap_model
+from lens_rnn.models import ModelAdapter, load_model, wrap_model
 from lens_rnn.processes import Processes
-from tests.conftest import VOCAB_SIZE, make_model
+from tests.conftest import VOCAB_SIZE, make_model, save_model
 from tests.data.blocks import make_blocks
 from tests.reference import metrics as naive
 
@@ -260,3 +261,10 @@ def test_a_layer_that_its_fit_made_worse_is_named(start: float | None, is_worse:
         evaluation = replace(evaluation, lenses={**evaluation.lenses, "start": begun})
     lines = doubts(evaluation, (0, 1))
     assert lines == (["layer 1: the tuned lens is no better than its own start"] if is_worse else [])
+
+
+def test_a_head_in_float64_is_read_in_it(tmp_path: Path) -> None:
+    adapter = load_model(save_model(make_model("mamba"), tmp_path), dtype=torch.float64, device="cpu")
+    lenses = both_lenses(adapter)
+    wide, narrow = evaluate(adapter, lenses, BLOCKS), evaluate(load_model(tmp_path, device="cpu"), lenses, BLOCKS)
+    np.testing.assert_allclose(numbers(wide), numbers(narrow), rtol=1e-3, atol=1e-6)

@@ -73,6 +73,20 @@ def test_steps_that_ruin_a_layer_are_not_taken(tiny_mamba: ModelAdapter) -> None
         assert choices[0].losses[name] == pytest.approx(expected, rel=1e-4)
 
 
+def test_too_little_text_to_tell_them_apart_leaves_what_was_there(tiny_mamba: ModelAdapter) -> None:
+    """One position: an end that may be better is not taken, and of zero and a start that is ruined, zero is."""
+    blocks = make_blocks(200)
+    plan = make_plan(tiny_mamba, blocks, FitConfig(choice_tokens=1, **SETTINGS))
+    good = fit(tiny_mamba, blocks, plan).lens
+    fitted = Translators(*(torch.stack([getattr(good[i], n).detach() for i in (0, 1)]) for n in ("weight", "bias")))
+    ruined = Translators(torch.randn_like(fitted.weights), 100 * torch.randn_like(fitted.biases))
+    objective = FusedObjective(good.unembed, "kl", torch.float32)
+    translators = fitted.copy()
+    choices = choose(tiny_mamba, blocks, objective, plan, Processes(), translators, ruined, fitted)
+    assert {choice.towards for choice in choices.values()} == {ZERO}
+    assert not translators.weights.any()
+
+
 def test_half_of_a_way_can_be_the_best(tiny_mamba: ModelAdapter) -> None:
     """An end twice as far from the start as it should be."""
     blocks = make_blocks(200)
