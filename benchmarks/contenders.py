@@ -39,7 +39,8 @@ class Ours:
         if fisher:
             moments = Moments(self.layers, adapter.d_model, device)
             moments.add(forward.hidden_states, forward.norm_input, held_out=False)
-            self.optimizer.begin(moments)
+            for k in range(len(self.layers)):
+                self.optimizer.begin(k, moments.inputs(k))
 
     @torch.no_grad()
     def gradients(self) -> None:

@@ -92,10 +92,14 @@ class Processes:
         if odd:
             raise FitError(f"{'; '.join(odd.values())}; give all machines the same data, model, settings and packages")
 
-    def share(self, tensor: Tensor) -> None:
-        """Give every process the main one's values, in place."""
+    def owner(self, number: int) -> int:
+        """The process that does what is done once for layer `number`, counted over those that are fitted."""
+        return number % self.world
+
+    def share(self, tensor: Tensor, source: int = 0) -> None:
+        """Give every process the values of process `source`, in place."""
         if self.accelerator and self.world > 1:
-            tensor.copy_(broadcast(tensor))
+            tensor.copy_(broadcast(tensor, source))
 
     def hand_on(self, value: Any, source: int) -> Any:
         """What process `source` has, on every process: dictionaries and lists with CPU tensors, which travel one by

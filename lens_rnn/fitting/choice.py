@@ -67,8 +67,8 @@ def choose(
 
     Returns what was chosen by layer, with the mean losses over the positions that it was chosen on.
     """
-    zero = Translators(torch.zeros_like(start.weights), torch.zeros_like(start.biases))
-    points = {ZERO: zero, START: start, LATE: late, END: translators.copy()}
+    zero = Translators(*(torch.zeros_like(part[0, ..., :1]).expand_as(part) for part in start))  # of one zero each row
+    points = {ZERO: zero, START: start, LATE: late, END: translators}
     layers = len(adapter.fitted_layers)
 
     def judged(candidates: list[list[_Place]]) -> list[dict[_Place, Tensor]]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from lens_rnn.data import TokenBlocks
 from lens_rnn.fit_report import LayerChoice, LayerStart
 from lens_rnn.fitting.choice import START, ZERO, Translators
-from lens_rnn.fitting.closed_form import RIDGES, Moments, ridge_map
+from lens_rnn.fitting.closed_form import RIDGES, Moments
 from lens_rnn.fitting.objective import FusedObjective
 from lens_rnn.fitting.start import add_to_moments
 from lens_rnn.models import Forward, ModelAdapter
@@ -50,7 +50,7 @@ def start_by_cross_validation(
         best = _PLACES[int(of_layer.argmin())]
         both = slice(None)
         if best is not None:
-            solution = ridge_map(*moments.sums(k, both), best)  # the last fold's moments are of all blocks
+            solution = moments.ridge(k, both, best)  # the last fold's moments are of all blocks
             translators.weights[k], translators.biases[k] = solution[:, :-1], solution[:, -1]
         by_place = {f"ridge {p:g}" if p else ZERO: float(x) for p, x in zip(_PLACES, of_layer, strict=True)}
         starts[layer] = LayerStart(ridge=best)
@@ -68,7 +68,7 @@ def _losses(adapter: ModelAdapter, objective: FusedObjective, moments: Moments, 
             for number, ridge in enumerate(_PLACES):
                 z = hidden
                 if ridge is not None:
-                    solution = ridge_map(*moments.sums(k, slice(0, 1)), ridge).to(hidden.device, hidden.dtype)
+                    solution = moments.ridge(k, slice(0, 1), ridge).to(hidden.device, hidden.dtype)
                     z = hidden + torch.nn.functional.linear(hidden, solution[:, :-1], solution[:, -1])
                 means[k, number] += share * objective.losses(z, chunk.target).double().mean().cpu()
     return means

@@ -97,7 +97,7 @@ def fit(
     config, layers = plan.config, adapter.fitted_layers
     lens = TunedLens.from_adapter(adapter, init_lens.unembed if init_lens else unembedding).requires_grad_(False)
     translators = _stack(lens, layers)
-    optimizer = make_optimizer(config.optimizer, *translators, plan.learning_rate, plan.steps, config.clip)
+    optimizer = make_optimizer(config.optimizer, *translators, plan.learning_rate, plan.steps, config.clip, processes)
     objective = FusedObjective(lens.unembed, config.loss, plan.products, plan.chunk_tokens)
     result, done = FitResult(lens, TunedLens.from_adapter(adapter, lens.unembed).requires_grad_(False)), 0
     start = _stack(result.start_lens, layers)
@@ -124,11 +124,12 @@ def fit(
         if plan.start_alone and ridge:
             result.start, result.choices = start_by_cross_validation(adapter, blocks, objective, translators)
         elif plan.start_rows and (ridge or optimizer.fisher):
-            moments = measure_moments(adapter, blocks, objective, plan, processes)
-            if ridge:
-                result.start = closed_form_start(lens, moments)
-            optimizer.begin(moments)
-            del moments
+            for numbers, moments in measure_moments(adapter, blocks, objective, plan, processes):
+                if ridge:
+                    result.start |= closed_form_start(lens, moments, numbers, processes)
+                with processes.together():
+                    for at, k in enumerate(numbers):
+                        optimizer.begin(k, moments.inputs(at))
     for parameter in lens.layer_translators.parameters():
         processes.share(parameter)
     if not resume_from:
@@ -139,8 +140,9 @@ def fit(
     def save(step: int) -> None:
         nonlocal saved_at
         _refuse_non_finite_translators(lens, step)
+        state_of_optimizer = optimizer.state_dict() if checkpoints else {}
         if checkpoints and processes.is_main:
-            state = {"translators": lens.layer_translators.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"translators": lens.layer_translators.state_dict(), "optimizer": state_of_optimizer}
             begun = {
                 "start translators": result.start_lens.layer_translators.state_dict(),
                 "late mean": late.state_dict(),

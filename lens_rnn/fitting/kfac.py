@@ -29,8 +29,9 @@ from math import inf, isfinite
 from typing import Any, ClassVar
 
 from lens_rnn.errors import FitError
-from lens_rnn.fitting.closed_form import Moments
+from lens_rnn.fitting.closed_form import Inputs
 from lens_rnn.fitting.sums import StepSums
+from lens_rnn.processes import Processes
 
 import torch
 from jaxtyping import Float
@@ -52,7 +53,8 @@ DEVIATIONS = 6.0  # the same, in mean deviations between batches, where those ar
 
 
 class KFAC:
-    """K-FAC of all fitted layers, each on its own."""
+    """K-FAC of all fitted layers, each on its own, and each in one process: its owner holds the factors, takes the
+    step, and gives the others what came of it."""
 
     fisher: ClassVar[bool] = True
     default_rate: ClassVar[float] = 1.0
@@ -62,41 +64,65 @@ class KFAC:
         weights: Float[Tensor, "layers d_model d_model"],
         biases: Float[Tensor, "layers d_model"],
         learning_rate: float,
+        processes: Processes | None = None,
     ):
         """weights (layers, d_model, d_model) and biases (layers, d_model) are changed in place. learning_rate
         multiplies every η."""
-        self.layers = [_Layer(weight, bias, learning_rate) for weight, bias in zip(weights, biases, strict=True)]
+        self.processes = processes or Processes()
+        self.weights, self.biases = weights, biases
+        self.owned = {
+            k: _Layer(weights[k], biases[k], learning_rate)
+            for k in range(len(weights))
+            if self.processes.owner(k) == self.processes.rank
+        }
+        self.lengths = [0.0] * len(weights)  # of the last step of every layer
 
-    def begin(self, moments: Moments) -> None:
-        """Take the input factors from the moments of the hidden states."""
-        for k, layer in enumerate(self.layers):
-            layer.begin(*moments.inputs(k), moments.spread)
+    def begin(self, k: int, inputs: Inputs) -> None:
+        if k in self.owned:
+            self.owned[k].begin(inputs)
 
     @property
     def learning_rate(self) -> float:
         """Mean length of the last step over layers."""
-        return sum(layer.length for layer in self.layers) / len(self.layers)
+        return sum(self.lengths) / len(self.lengths)
 
     def step(self, sums: StepSums) -> None:
         losses = sums.losses.tolist()
-        for k, layer in enumerate(self.layers):
-            layer.step(losses[k], sums.weights[k], sums.biases[k], sums.fisher[k])
+        with self.processes.together():
+            for k, layer in self.owned.items():
+                layer.step(losses[k], sums.weights[k], sums.biases[k], sums.fisher[k])
+        for lengths in self.processes.gather({k: layer.length for k, layer in self.owned.items()}):
+            for k, length in lengths.items():
+                self.lengths[k] = length
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            self.processes.share(weight, self.processes.owner(k))
+            self.processes.share(bias, self.processes.owner(k))
 
     def can_take_back(self, k: int) -> bool:
         """Whether layer number k made a step that a loss which is not finite can be blamed on."""
-        return self.layers[k].length > 0
+        return self.lengths[k] > 0
 
     @classmethod
-    def bytes_needed(cls, layers: int, d_model: int) -> int:
-        """States, and the temporaries of a step."""
-        return 4 * d_model * d_model * (4 * layers + 3)
+    def bytes_needed(cls, layers: int, d_model: int, world: int) -> int:
+        """States of what one process owns, and the temporaries of a step."""
+        return 4 * d_model * d_model * (4 * -(-layers // world) + 3)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"layers": [layer.state_dict() for layer in self.layers]}
+        """Of all layers on the main process, to which the others hand theirs, one at a time."""
+        states: list[dict[str, Any]] = []
+        for k in range(len(self.weights)):
+            state = self.owned[k].state_dict() if k in self.owned else None
+            owner = self.processes.owner(k)
+            state = self.processes.hand_on(state, owner) if owner else state  # the main one's own stay there
+            if state is not None and self.processes.is_main:
+                states.append(state)
+        return {"layers": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for layer, saved in zip(self.layers, state["layers"], strict=True):
-            layer.load_state_dict(saved)
+        """Take the states of what this process owns from those of all layers."""
+        for k, layer in self.owned.items():
+            layer.load_state_dict(state["layers"][k])
+        self.lengths = [saved["length"] for saved in state["layers"]]
 
 
 class _Layer:
@@ -134,10 +160,10 @@ class _Layer:
         self.level = self.lowest = inf  # moving average of the loss, and the lowest it has been
         self.deviation = 0.0
 
-    def begin(self, mean: Tensor, covariance: Tensor, spread: float) -> None:
-        self.mean.copy_(mean)
-        self.inputs_inverse.copy_(_inverse(covariance, DAMPING))
-        self.spread = spread
+    def begin(self, inputs: Inputs) -> None:
+        self.mean.copy_(inputs.mean)
+        self.inputs_inverse.copy_(_inverse(inputs.covariance, DAMPING))
+        self.spread = inputs.spread
 
     def step(self, loss: float, weight_gradient: Tensor, bias_gradient: Tensor, fisher: Tensor) -> None:
         """Judge the last step by this batch; if it stands, take the next."""

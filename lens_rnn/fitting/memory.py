@@ -15,6 +15,7 @@ from torch import Tensor, UntypedStorage
 from torch.overrides import TorchFunctionMode
 
 MEASURED_TOKENS = 256  # of the text that the forward pass is measured on, at most
+MOMENTS = "moments"  # the part of the start
 
 
 class PassMemory(NamedTuple):
@@ -41,6 +42,14 @@ class FitMemory:
         """At the highest."""
         return sum(self.lasting.values()) + max(sum(self.start.values()), sum(self.step.values()))
 
+    def layers_at_a_time(self, layers: int, there: int) -> int:
+        """Of how many layers the start can hold moments at a time, where these parts are those with all `layers` and
+        so many bytes are there, or else no fewer than the steps take; 0 bytes: nothing is known, and all are held."""
+        lasting, start, step = (sum(part.values()) for part in (self.lasting, self.start, self.step))
+        moments = self.start[MOMENTS]
+        spare = max(there - lasting, step) - (start - moments)
+        return layers if not there else max(1, min(layers, spare * layers // moments))
+
 
 def fit_memory(
     adapter: ModelAdapter,
@@ -50,15 +59,15 @@ def fit_memory(
     tokens: int,
     chunk_tokens: int,
     products: torch.dtype,
-    has_start: bool,
+    moment_layers: int,
     device: torch.device,
     world: int,
     sharded: bool,
 ) -> FitMemory:
     """Bytes of a fit on `device` by the optimizer of this name.
 
-    tokens: in a forward pass. has_start: whether moments are taken. sharded: whether the model's weights are spread
-    over the processes.
+    tokens: in a forward pass. moment_layers: those whose moments are held at a time, 0 where none are taken. sharded:
+    whether the model's weights are spread over the processes.
     """
     d, vocab, layers = adapter.d_model, adapter.vocab_size, len(adapter.fitted_layers)
     optimizer = OPTIMIZERS[name]
@@ -69,15 +78,15 @@ def fit_memory(
         # that of the lens, and that of the products, which are one where neither format nor scale differs
         "copies of the unembedding": head.numel()
         * (head.element_size() + (products.itemsize if products != head.dtype or adapter.logit_map.scale != 1 else 0)),
-        # of the lens, the start, the mean of late steps, and two that all are chosen from
-        "translators": 5 * adapter.n_layers * d * (d + 1) * 4,
-        f"states of {name}": optimizer.bytes_needed(layers, d),
+        # of the lens, the start, and the mean of late steps
+        "translators": 3 * adapter.n_layers * d * (d + 1) * 4,
+        f"states of {name}": optimizer.bytes_needed(layers, d, world),
     }
     held = round(forward.held * tokens)
     passing = round(forward.peak * tokens)
     start = {
-        "moments": Moments.bytes_needed(layers, d),
-        "a forward pass, or its states in float64": max(
+        MOMENTS: Moments.bytes_needed(moment_layers, d),
+        "a forward pass, or its states": max(
             passing, held + 8 * d * 4 * tokens, held + chunk_tokens * vocab * (products.itemsize + 4)
         ),
     }
@@ -85,10 +94,10 @@ def fit_memory(
     plain = device.type not in ("cpu", "cuda") or products not in (torch.float32, torch.bfloat16)
     chunk = chunk_tokens * (vocab * (buffers * products.itemsize + (12 if plain else 0)) + 8 * d * 4)
     step = {
-        "gradients and factors": (2 if world > 1 else 1) * StepSums.bytes_needed(layers, d, optimizer.fisher),
+        "gradients and factors": StepSums.bytes_needed(layers, d, optimizer.fisher, world),
         "a forward pass, or its states and the logits of a chunk": max(passing, held + chunk),
     }
-    return FitMemory(lasting=lasting, start=start if has_start else {}, step=step)
+    return FitMemory(lasting=lasting, start=start if moment_layers else {}, step=step)
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@ are."""
 
 from typing import Any, ClassVar, Literal, Protocol
 
-from lens_rnn.fitting.closed_form import Moments
+from lens_rnn.fitting.closed_form import Inputs
 from lens_rnn.fitting.kfac import KFAC
 from lens_rnn.fitting.sums import StepSums
+from lens_rnn.processes import Processes
 
 import torch
 from jaxtyping import Float
@@ -28,8 +29,8 @@ class LensOptimizer(Protocol):
     def learning_rate(self) -> float:
         """Of the last step."""
 
-    def begin(self, moments: Moments) -> None:
-        """Learn of the hidden states, before the first step."""
+    def begin(self, k: int, inputs: Inputs) -> None:
+        """Learn of the hidden states of layer number k, before the first step."""
 
     def can_take_back(self, k: int) -> bool:
         """Whether layer number k can undo its last step, if the loss after it is not finite."""
@@ -37,13 +38,14 @@ class LensOptimizer(Protocol):
     def step(self, sums: StepSums) -> None:
         """Change the translators by the means of a step."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Complete on the main process. All processes must call it together."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
     @classmethod
-    def bytes_needed(cls, layers: int, d_model: int) -> int:
-        """States, and the temporaries of a step."""
+    def bytes_needed(cls, layers: int, d_model: int, world: int) -> int:
+        """States that one of `world` processes holds, and the temporaries of a step."""
 
 
 class TorchOptimizer:
@@ -87,10 +89,10 @@ class TorchOptimizer:
         raise NotImplementedError
 
     @classmethod
-    def bytes_needed(cls, layers: int, d_model: int) -> int:
+    def bytes_needed(cls, layers: int, d_model: int, world: int) -> int:  # noqa: ARG003 - every process has all
         return 4 * layers * d_model * (d_model + 1) * (cls.state_tensors + 1)  # 1: clipped gradients
 
-    def begin(self, moments: Moments) -> None:
+    def begin(self, k: int, inputs: Inputs) -> None:
         """Nothing: it needs no moments."""
 
     def can_take_back(self, k: int) -> bool:  # noqa: ARG002 - a layer is as good as another
@@ -177,12 +179,14 @@ def make_optimizer(
     learning_rate: float,
     steps: int,
     clip: float,
+    processes: Processes | None = None,
 ) -> LensOptimizer:
     """The optimizer of the translators' weights (layers, d_model, d_model) and biases (layers, d_model), over `steps`.
 
-    clip: highest norm of one layer's gradient, for all but kfac, which has neither that nor a schedule.
+    clip: highest norm of one layer's gradient, for all but kfac, which has neither that nor a schedule. processes:
+    among whom kfac shares the layers.
     """
     kind = OPTIMIZERS[name]
     if issubclass(kind, TorchOptimizer):
         return kind(weights, biases, learning_rate, steps, clip)
-    return KFAC(weights, biases, learning_rate)
+    return KFAC(weights, biases, learning_rate, processes)

@@ -29,7 +29,8 @@ class Pace(NamedTuple):
 
     def seconds(self, plan: Plan) -> float:
         """Of the whole fit: start, steps and choice, without evaluation and what processes wait for one another."""
-        start = plan.start_rows * plan.seq_len * (self.forward + self.weight)
+        rounds = -(-plan.costs.layers // plan.moment_layers)
+        start = plan.start_rows * plan.seq_len * (rounds * self.forward + self.weight)
         steps = plan.steps * plan.step_tokens * self.forward + plan.evaluations * self.position
         apart = plan.sampling.apart * (plan.seq_len * self.forward + 3 * plan.choice_positions * self.position)
         return (start + steps + apart) / plan.world

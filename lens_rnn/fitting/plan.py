@@ -56,6 +56,8 @@ class Plan:
     """Tokens whose logits are held at a time."""
     start_rows: int
     """Blocks that the closed-form start and kfac's input factor look at; 0 where there is neither."""
+    moment_layers: int
+    """Layers whose moments are held at a time: all that are fitted, or as many as fit in memory."""
     device: torch.device
     world: int
     """Processes."""
@@ -168,7 +170,13 @@ def make_plan(
         world=processes.world,
         sharded=sharded,
     )
-    needed = memory(config.optimizer, has_start=needs_moments)
+    memory_there = of_device(device) // (processes.on_this_machine if device.type == "cpu" else 1)
+    layers = len(adapter.fitted_layers)
+    needed = memory(config.optimizer, moment_layers=layers if needs_moments else 0)
+    moment_layers = needed.layers_at_a_time(layers, memory_there) if needs_moments else layers
+    if moment_layers < layers:
+        needed = memory(config.optimizer, moment_layers=moment_layers)
+    with_adamw = memory("adamw", moment_layers=moment_layers if config.start == "ridge" and needs_moments else 0)
     return Plan(
         config=config,
         sampling=Sampling(
@@ -190,12 +198,13 @@ def make_plan(
         products=products,
         chunk_tokens=chunk_tokens,
         start_rows=min(len(blocks) - apart, max(1, start_tokens // blocks.seq_len)) if needs_moments else 0,
+        moment_layers=moment_layers,
         device=device,
         world=processes.world,
         costs=costs,
         memory=needed,
-        memory_there=of_device(device) // (processes.on_this_machine if device.type == "cpu" else 1),
-        memory_with_adamw=min(needed.needed, memory("adamw", has_start=config.start == "ridge").needed),
+        memory_there=memory_there,
+        memory_with_adamw=min(needed.needed, with_adamw.needed),
     )
 
 

@@ -50,6 +50,12 @@ def describe_plan(plan: Plan, adapter: ModelAdapter, blocks: TokenBlocks, pace: 
             f"note       {len(blocks)} blocks are too few to keep one apart, which takes {LEAST_BLOCKS}: there are no "
             "steps, and the start is chosen by cross-validation"
         )
+    layers = len(adapter.fitted_layers)
+    if plan.start_rows and plan.moment_layers < layers:
+        lines.append(
+            f"note       the start holds the moments of {plan.moment_layers} of {layers} layers at a time, for want of "
+            f"memory, and reads its text {-(-layers // plan.moment_layers)} times"
+        )
     if sampling.batch_size < plan.batch_asked:
         lines.append(
             f"note       a batch is {sampling.batch_size} blocks, all there are, in place of {plan.batch_asked}"

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_SUMMED_AT_ONCE = 2**26  # numbers in a sum over processes, of which there is a copy
+
 
 class StepSums:
-    """Sums over the tokens of a step, then their means, as views of one flat tensor, so that a step needs one
-    reduction."""
+    """Sums over the tokens of a step, then their means, as views of one flat tensor, so that a step needs few
+    reductions."""
 
     losses: Tensor
     """(layers), in nats a token."""
@@ -35,8 +37,10 @@ class StepSums:
         return len(self.fisher) > 0
 
     @staticmethod
-    def bytes_needed(layers: int, d_model: int, fisher: bool) -> int:
-        return 4 * layers * d_model * (d_model * (2 if fisher else 1) + 1)
+    def bytes_needed(layers: int, d_model: int, fisher: bool, world: int) -> int:
+        """The sums, and the copy of a part of them where they are summed over processes."""
+        numbers = layers * d_model * (d_model * (2 if fisher else 1) + 1)
+        return 4 * (numbers + (min(numbers, _SUMMED_AT_ONCE) if world > 1 else 0))
 
     def add(self, k: int, hidden: Float[Tensor, "tokens d_model"], derivatives: Derivatives) -> None:
         """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g."""
@@ -49,5 +53,6 @@ class StepSums:
 
     def average(self, processes: Processes) -> None:
         """Turn the sums of this process into the means over the tokens of all."""
-        self.flat.copy_(processes.sum(self.flat))
+        for part in self.flat.split(_SUMMED_AT_ONCE):
+            part.copy_(processes.sum(part))
         self.flat[:-1] /= self.tokens

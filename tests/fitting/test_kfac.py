@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from lens_rnn.fitting import kfac as rule
-from lens_rnn.fitting.closed_form import Moments
+from lens_rnn.fitting.closed_form import Inputs
 from lens_rnn.fitting.kfac import KFAC
 from lens_rnn.fitting.sums import StepSums
 from tests.reference import kfac as naive
@@ -64,18 +64,6 @@ def quadratic(seed: int = 0, floor: float = 1.0, d: int = D) -> Quadratic:
     )
 
 
-class ExactMoments(Moments):
-    """The moments of problems that are known."""
-
-    spread = 0.0
-
-    def __init__(self, problems: list[Quadratic], spread: float):
-        self.problems, self.spread = problems, spread
-
-    def inputs(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(self.problems[k].mean), torch.from_numpy(self.problems[k].covariance)
-
-
 class Runner:
     """KFAC over layers that are given as Quadratic, each at its own translator."""
 
@@ -91,7 +79,9 @@ class Runner:
         self.weights = torch.zeros(len(problems), d, d, dtype=dtype)
         self.biases = torch.zeros(len(problems), d, dtype=dtype)
         self.kfac = KFAC(self.weights, self.biases, learning_rate)
-        self.kfac.begin(ExactMoments(problems, spread))
+        for k, problem in enumerate(problems):
+            mean, covariance = torch.from_numpy(problem.mean), torch.from_numpy(problem.covariance)
+            self.kfac.begin(k, Inputs(mean, covariance, spread))
 
     def at(self, k: int = 0) -> tuple[np.ndarray, np.ndarray]:
         return self.weights[k].double().numpy().copy(), self.biases[k].double().numpy().copy()
@@ -111,16 +101,16 @@ class Runner:
 
     @property
     def layer(self) -> rule._Layer:
-        return self.kfac.layers[0]
+        return self.kfac.owned[0]
 
     def is_finite(self) -> bool:
         numbers = [
             getattr(layer, name)
-            for layer in self.kfac.layers
+            for layer in self.kfac.owned.values()
             for name in layer._NUMBERS
             if name not in ("level", "lowest")
         ]
-        tensors = [getattr(layer, name) for layer in self.kfac.layers for name in layer._TENSORS]
+        tensors = [getattr(layer, name) for layer in self.kfac.owned.values() for name in layer._TENSORS]
         return bool(np.isfinite(numbers).all()) and all(
             bool(t.isfinite().all()) for t in (*tensors, self.weights, self.biases)
         )
@@ -164,7 +154,7 @@ def test_steps_equal_the_naive_twin(learning_rate: float, dtype: torch.dtype, to
         runner.step(batches)
         for k, (twin, batch) in enumerate(zip(twins, batches, strict=True)):
             twin.step(batch)
-            layer = runner.kfac.layers[k]
+            layer = runner.kfac.owned[k]
             weight, bias = runner.at(k)
             np.testing.assert_allclose(
                 weight, twin.weight, rtol=tolerance, atol=tolerance, err_msg=f"layer {k}, step {step}"

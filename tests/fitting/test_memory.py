@@ -1,6 +1,8 @@
 """What a fit needs of memory. That a real fit takes as much is tried in tests/scripts/test_benchmarks.py."""
 
-from lens_rnn.fitting.memory import FitMemory, PassMemory, fit_memory, measure_pass
+from dataclasses import replace
+
+from lens_rnn.fitting.memory import MOMENTS, FitMemory, PassMemory, fit_memory, measure_pass
 from lens_rnn.models import ModelAdapter
 
 import pytest
@@ -31,7 +33,7 @@ def memory(adapter: ModelAdapter, optimizer: str = "kfac", **changes) -> FitMemo
         "tokens": 64,
         "chunk_tokens": 32,
         "products": torch.float32,
-        "has_start": True,
+        "moment_layers": len(adapter.fitted_layers),
         "device": CPU,
         "world": 1,
         "sharded": False,
@@ -43,8 +45,8 @@ def test_the_start_and_the_steps_are_not_there_together(tiny_model: ModelAdapter
     whole = memory(tiny_model)
     lasting, start, step = (sum(part.values()) for part in (whole.lasting, whole.start, whole.step))
     assert whole.needed == lasting + max(start, step)
-    assert memory(tiny_model, has_start=False).start == {}
-    assert memory(tiny_model, has_start=False).needed == lasting + step
+    assert memory(tiny_model, moment_layers=0).start == {}
+    assert memory(tiny_model, moment_layers=0).needed == lasting + step
 
 
 def test_what_makes_a_fit_larger(tiny_model: ModelAdapter) -> None:
@@ -56,3 +58,19 @@ def test_what_makes_a_fit_larger(tiny_model: ModelAdapter) -> None:
     narrow, wide = (sum(memory(tiny_model, chunk_tokens=chunk).step.values()) for chunk in (320, 640))
     buffers = wide - narrow - 320 * 8 * tiny_model.d_model * 4
     assert buffers == 320 * tiny_model.vocab_size * 2 * 4, "two buffers of logits"
+
+
+def test_processes_share_what_kfac_holds_and_the_start_what_fits(tiny_model: ModelAdapter) -> None:
+    layers = len(tiny_model.fitted_layers)
+    one, two = memory(tiny_model), memory(tiny_model, world=2)
+    d = tiny_model.d_model
+    held = 4 * d * d * 4
+    assert one.lasting["states of kfac"] - two.lasting["states of kfac"] == held * (layers // 2)
+    assert one.layers_at_a_time(layers, 0) == one.layers_at_a_time(layers, one.needed) == layers
+    moments = one.start[MOMENTS]
+    tight = replace(one, step={"gradients": one.start["a forward pass, or its states"] + 2 * moments // layers})
+    assert tight.layers_at_a_time(layers, 1) == min(layers, 2), "as many as take no more than a step"
+    narrow = replace(one, step={})
+    rest = narrow.needed - moments
+    assert narrow.layers_at_a_time(layers, rest) == narrow.layers_at_a_time(layers, 1) == 1
+    assert narrow.layers_at_a_time(layers, rest + 2 * moments // layers) == min(layers, 2)

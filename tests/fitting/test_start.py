@@ -1,6 +1,8 @@
 """The weights of the closed-form start: the trace of the Fisher information of the model's own prediction."""
 
-from lens_rnn.fitting import FitConfig, FusedObjective, make_plan
+from dataclasses import replace
+
+from lens_rnn.fitting import FitConfig, FusedObjective, fit, make_plan
 from lens_rnn.fitting.start import FLOOR, closed_form_start, measure_moments, token_weights
 from lens_rnn.lens import TunedLens, Unembedding
 from lens_rnn.models import LogitMap, ModelAdapter
@@ -39,8 +41,8 @@ def test_the_start_is_weighted_least_squares(tiny_mamba: ModelAdapter) -> None:
     plan = make_plan(tiny_mamba, blocks, settings)
     lens = TunedLens.from_adapter(tiny_mamba).requires_grad_(False)
     objective = FusedObjective(lens.unembed, "kl", torch.float32)
-    moments = measure_moments(tiny_mamba, blocks, objective, plan, Processes())
-    start = closed_form_start(lens, moments)
+    ((numbers, moments),) = measure_moments(tiny_mamba, blocks, objective, plan, Processes())
+    start = closed_form_start(lens, moments, numbers, Processes())
     rows = plan.sampling.order(0)[: plan.start_rows]
     assert not set(rows.tolist()) & set(plan.sampling.kept_apart.tolist())
     forward = tiny_mamba.forward(blocks.batch(rows))
@@ -51,8 +53,18 @@ def test_the_start_is_weighted_least_squares(tiny_mamba: ModelAdapter) -> None:
     weight, bias = naive.ridge(x, y, start[0].ridge, weights)
     torch.testing.assert_close(lens[0].weight.double(), weight, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(lens[0].bias.double(), bias, rtol=1e-3, atol=1e-5)
-    mean, covariance = moments.inputs(0)
+    mean, covariance, spread = moments.inputs(0)
     np.testing.assert_allclose(mean, x.mean(0), rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(covariance, np.cov(x.numpy().T, bias=True), rtol=1e-5, atol=1e-8)
     f = forward.norm_input.flatten(0, 1).double()
-    assert moments.spread == pytest.approx(float(f.var(0, unbiased=False).sum()), rel=1e-6)
+    assert spread == pytest.approx(float(f.var(0, unbiased=False).sum()), rel=1e-6)
+
+
+def test_layers_in_rounds_are_the_same(tiny_model: ModelAdapter) -> None:
+    """However few layers' moments fit in memory at a time."""
+    plan = make_plan(tiny_model, make_blocks(60), FitConfig(products="float32", passes=1))
+    assert plan.moment_layers == len(tiny_model.fitted_layers) > 1
+    lenses = [fit(tiny_model, make_blocks(60), replace(plan, moment_layers=n)) for n in (plan.moment_layers, 1)]
+    assert lenses[0].start == lenses[1].start
+    for layer in tiny_model.fitted_layers:
+        assert torch.equal(lenses[0].lens[layer].weight, lenses[1].lens[layer].weight)

@@ -199,6 +199,16 @@ def test_two_processes_and_a_sharded_model_do_the_same_as_one(
     one_error_line(other_world, "cannot resume", "world size was 2 and is now 1")
 
 
+def test_processes_that_own_layers_do_the_same_as_one_that_has_all(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    done = run_script("tests/scripts/share_layers.py", model_folders["mamba"], tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("equal") == 2
+    for error in ("LensRNNError", "ZeroDivisionError"):
+        assert done.stdout.count(f"ended: {error}") == 1, "of the other process, and of its own"
+
+
 def test_every_family_gives_bit_equal_states_when_sharded(model_folders: dict[str, Path]) -> None:
     done = run_script("tests/scripts/shard_families.py", *model_folders.values(), processes=2)
     assert done.returncode == 0, done.stderr
