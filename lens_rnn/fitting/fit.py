@@ -34,7 +34,7 @@ from lens_rnn.processes import Processes
 import numpy as np
 import torch
 
-LATE_ONE_IN = 4  # steps of which the last part is averaged
+LATENESS = 3  # the power of its number that a step has as weight in the mean (Shamir & Zhang 2013, arXiv 1212.1824)
 OLDEST_CHECKPOINT = 600.0  # seconds
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def fit(
     objective = FusedObjective(lens.unembed, config.loss, plan.products, plan.chunk_tokens)
     result, done = FitResult(lens, TunedLens.from_adapter(adapter, lens.unembed).requires_grad_(False)), 0
     start = _stack(result.start_lens, layers)
-    late = LateMean(translators, plan.steps)
+    late = LateMean(translators)
 
     if plan.start_alone:
         resume_from = None  # there is nothing to continue, and the start is soon made again
@@ -164,7 +164,7 @@ def fit(
         final = {layer: by_layer[layer] for k, layer in enumerate(layers) if not optimizer.can_take_back(k)}
         _refuse_non_finite(final, step)
         optimizer.step(sums)
-        late.add(translators, step)
+        late.add(translators)
         result.history.append(losses)
         if on_step:
             tokens = (step + 1) * plan.step_tokens
@@ -174,7 +174,7 @@ def fit(
             save(step + 1)
     if plan.choice_positions:
         doing("choosing how far each layer goes")
-        result.choices = choose(adapter, blocks, objective, plan, processes, translators, start, late.mean(translators))
+        result.choices = choose(adapter, blocks, objective, plan, processes, translators, start, late.translators)
         _refuse_non_finite_translators(lens, plan.steps)
     return result
 
@@ -188,31 +188,24 @@ def _stack(lens: TunedLens, layers: tuple[int, ...]) -> Translators:
 
 
 class LateMean:
-    """The mean of the translators after the steps of the last quarter."""
+    """The mean of the translators after each step, the later the more: step t weighs about t ** LATENESS."""
 
-    def __init__(self, like: Translators, steps: int):
-        self.first = steps - max(1, steps // LATE_ONE_IN)
-        self.count, self.sum = 0, like.copy()
+    def __init__(self, like: Translators):
+        self.count, self.translators = 0, like.copy()
 
-    def add(self, translators: Translators, step: int) -> None:
+    def add(self, translators: Translators) -> None:
         """Take what a step led to."""
-        if step < self.first:
-            return
         self.count += 1
-        for mean, now in zip(self.sum, translators, strict=True):
-            mean.lerp_(now, 1 / self.count)
-
-    def mean(self, last: Translators) -> Translators:
-        """Of the steps so far; of none, the last."""
-        return self.sum if self.count else last
+        for mean, now in zip(self.translators, translators, strict=True):
+            mean.lerp_(now, (LATENESS + 1) / (LATENESS + self.count))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count} | (self.sum._asdict() if self.count else {})
+        return {"count": self.count, **self.translators._asdict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
-        if self.count:
-            self.sum.set_to(Translators(state["weights"].to(self.sum.weights), state["biases"].to(self.sum.biases)))
+        for mean, saved in zip(self.translators, (state["weights"], state["biases"]), strict=True):
+            mean.copy_(saved)
 
 
 def _accumulate(

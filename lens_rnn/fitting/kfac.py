@@ -8,7 +8,9 @@ Symbols, of one layer:
     G   E[g (h − μ)ᵀ] (d_model, d_model), and E[g] for the bias that belongs to h − μ
     A   C with damping; measured once, in float64, on the tokens of the closed-form start: hidden states do not change
         during a fit
-    F   E[s sᵀ] with damping, a moving average: the Fisher information at z, at the prediction that is aimed at
+    F   E[(s + g)(s + g)ᵀ] with damping, a moving average: the Fisher information at z, at the prediction that is aimed
+        at, and E[g gᵀ], without which the few tokens at which the model is certain and the lens is not would decide
+        every step (by hand, tiny-mamba's mean KL after 252 steps: 0.6044 with it, 0.6099 without)
     D   F⁻¹ G A⁻¹, and F⁻¹ E[g]: the direction
     η   the step's length: W ← W − η D
 

@@ -21,7 +21,7 @@ class StepSums:
     biases: Tensor
     """dL/db = E[g] (layers, d_model)."""
     fisher: Tensor
-    """E[s sᵀ] (layers, d_model, d_model); (0, d_model, d_model) where the optimizer does not use it."""
+    """E[(s + g)(s + g)ᵀ] (layers, d_model, d_model); (0, d_model, d_model) where the optimizer does not use it."""
 
     def __init__(self, layers: int, d_model: int, device: torch.device, fisher: bool):
         squares = layers * d_model * d_model
@@ -43,13 +43,18 @@ class StepSums:
         return 4 * (numbers + (min(numbers, _SUMMED_AT_ONCE) if world > 1 else 0))
 
     def add(self, k: int, hidden: Float[Tensor, "tokens d_model"], derivatives: Derivatives) -> None:
-        """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g."""
+        """Add a chunk of layer number k: z = h + W h + b, so dL/dW = Σ g hᵀ and dL/db = Σ g.
+
+        Over labels s is 0 in the mean, so what is added of s + g is the Fisher information at the model's own
+        prediction, and g gᵀ: what the gradient itself varies by where the lens does not agree with the model.
+        """
         gradient, sampled = derivatives.gradient, derivatives.sampled
         self.weights[k].addmm_(gradient.T, hidden.to(gradient.dtype))
         self.biases[k] += gradient.sum(0)
         self.losses[k] += derivatives.loss.sum()
         if sampled is not None:
-            self.fisher[k].addmm_(sampled.T, sampled)
+            both = sampled + gradient
+            self.fisher[k].addmm_(both.T, both)
 
     def average(self, processes: Processes) -> None:
         """Turn the sums of this process into the means over the tokens of all."""

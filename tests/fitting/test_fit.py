@@ -1,5 +1,6 @@
 """The loop: that it lowers the loss, is reproducible, resumes to the bit, and refuses what cannot be fitted."""
 
+import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from lens_rnn.errors import FitError
 from lens_rnn.evaluation.metrics import evaluate
 from lens_rnn.fit_report import LayerStart
 from lens_rnn.fitting import Checkpoints, FitConfig, FitResult, StepReport, fit
-from lens_rnn.fitting.fit import _accumulate
+from lens_rnn.fitting.choice import Translators
+from lens_rnn.fitting.fit import LATENESS, LateMean, _accumulate
 from lens_rnn.fitting.kfac import FIRST_LENGTH
 from lens_rnn.fitting.objective import Derivatives, FusedObjective
 from lens_rnn.fitting.optimizers import OPTIMIZERS
@@ -112,6 +114,23 @@ class OneOfSeveral(Processes):
         return tensor
 
 
+def test_the_mean_of_steps_weighs_the_late_ones_most() -> None:
+    """Step t of n by (t + 1) (t + 2) … over their sum, which is about t³; and its state is all there is to it."""
+    like = Translators(torch.zeros(1, 2, 2), torch.zeros(1, 2))
+    mean, again = LateMean(like), LateMean(like)
+    weights = np.cumprod([1.0, *((n + LATENESS) / n for n in range(1, 10))])
+    values = np.random.default_rng(0).normal(size=10)
+    for step, value in enumerate(values):
+        mean.add(Translators(torch.full((1, 2, 2), value), torch.full((1, 2), -value)))
+        if step == 4:
+            again.load_state_dict(copy.deepcopy(mean.state_dict()))
+            mean = again
+    expected = weights @ values / weights.sum()
+    np.testing.assert_allclose(mean.translators.weights, expected, rtol=1e-5)
+    np.testing.assert_allclose(mean.translators.biases, -expected, rtol=1e-5)
+    np.testing.assert_allclose(weights[-1] / weights[4], (10 / 5) ** LATENESS, rtol=0.3)
+
+
 def sums_of_a_step(
     adapter: ModelAdapter, settings: FitConfig, step: int, processes: Processes | None = None
 ) -> StepSums:
@@ -146,9 +165,9 @@ def test_the_sums_of_a_step_are_those_of_the_naive_twins(tiny_model: ModelAdapte
         translator = lens[layer].requires_grad_(True)
         z = lens.transform_hidden(forward.hidden_states[layer][:, keep].flatten(0, 1)[kept], layer)
         values = naive.kl(z, final, lens.unembed) if loss == "kl" else naive.ce(z, labels, lens.unembed)
-        gradients = torch.autograd.grad(values.mean(), [translator.weight, translator.bias])
-        sampled = naive.score(z, final, drawn, lens.unembed)
-        fisher = sampled.T @ sampled / len(z)
+        *gradients, at_z = torch.autograd.grad(values.mean(), [translator.weight, translator.bias, z])
+        both = naive.score(z, final, drawn, lens.unembed) + at_z * len(z)
+        fisher = both.T @ both / len(z)
         got = (sums.losses[k], sums.weights[k], sums.biases[k], sums.fisher[k])
         for mean, expected in zip(got, (values.mean(), *gradients, fisher), strict=True):
             torch.testing.assert_close(mean, expected.detach(), rtol=1e-4, atol=1e-5)
