@@ -100,6 +100,28 @@ def fetch(
     ) from failed
 
 
+def fetch_file(resource: str, suffix: str, revision: str | None) -> Path:
+    """One file of a model repository, from huggingface_hub's cache or downloaded: USER/REPOSITORY/PATH or, where one
+    file there has this suffix, USER/REPOSITORY. Raises ArtifactError if it cannot be had."""
+    parts = resource.split("/")
+    repo, path = "/".join(parts[:2]), "/".join(parts[2:])
+    try:
+        validate_repo_id(repo)
+        if not path:
+            files = [name for name in HfApi().list_repo_files(repo, revision=revision) if name.endswith(suffix)]
+            if len(files) != 1:
+                names = ", ".join(files[:8]) or "none"
+                raise ArtifactError(f"{repo} has not one {suffix} file but: {names}; add the file's path to the name")
+            path = files[0]
+        return Path(hf_hub_download(repo, path, revision=revision))
+    except ArtifactError:
+        raise
+    except Exception as error:  # offline, missing, private: huggingface_hub has a type for each
+        raise ArtifactError(
+            f"no file {resource!r} here, and the Hub does not give it ({_reason(error, revision)})"
+        ) from error
+
+
 def check_push(repo_id: str) -> str:
     """Ask the Hub whose token this is. Returns the full name, "user/name", of the repository to push to.
 

@@ -58,7 +58,7 @@ DEFECTS = [
     Defect(
         "translator without its bias",
         {"return h + translator(h)": "return h + h @ translator.weight.T"},
-        "test_lens.py",
+        "lens/test_tuned.py",
     ),
     Defect(
         "KL in the other direction",

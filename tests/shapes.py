@@ -13,7 +13,7 @@ from beartype.roar import BeartypeDecorHintException
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("lens.py", "fitting", "evaluation", "models")
+ROOMS = ("lens", "fitting", "evaluation", "models")
 F = TypeVar("F", bound=Callable)
 
 _checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where a float is asked for, an int will do

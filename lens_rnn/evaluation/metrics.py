@@ -10,6 +10,7 @@ from math import log
 from typing import Any, NamedTuple
 
 from lens_rnn.data import TokenBlocks
+from lens_rnn.lens import Lens as OurLens
 from lens_rnn.models import Forward, ModelAdapter
 from lens_rnn.processes import Processes
 from lens_rnn.rows import Aim, RowKernels, rows_for
@@ -70,26 +71,30 @@ def evaluate(
 ) -> Evaluation:
     """Run every lens on every layer of all blocks, shared among the processes.
 
-    A trivial layer is the model's own prediction: its figures are the model's, with a KL of 0. on_batch is told the
-    tokens done.
+    A trivial layer is the model's own prediction: its figures are the model's, with a KL of 0. A layer that a lens does
+    not read has no figures. on_batch is told the tokens done.
     """
     processes = processes or Processes()
-    names, layers = list(lenses), adapter.fitted_layers
-    sums = torch.zeros(1 + len(names) * len(layers), 3, dtype=torch.float64)
+    readings = [(name, layer) for name, lens in lenses.items() for layer in adapter.fitted_layers if reads(lens, layer)]
+    sums = torch.zeros(1 + len(readings), 3, dtype=torch.float64)
     counts = torch.zeros(2, dtype=torch.float64)  # positions with a next token, positions
     for ids, forward in batches(adapter, blocks, processes, micro_batch_size, on_batch):
-        sums += _batch_sums(adapter, [lenses[name] for name in names], layers, forward, ids)
+        sums += _batch_sums(adapter, [(lenses[name], layer) for name, layer in readings], forward, ids)
         counts += torch.tensor([ids[:, 1:].numel(), ids.numel()])
     sums, counts = total(adapter, processes, sums), total(adapter, processes, counts)
     means = sums / torch.stack([counts[0], counts[1], counts[1]])
     model = LayerMetrics(*means[0].tolist())._replace(kl=0.0)  # of itself, but for rounding
-    by_lens = means[1:].reshape(len(names), len(layers), 3).tolist()
-    trivial = dict.fromkeys(adapter.trivial_layers, model)
-    figures = {
-        name: {layer: LayerMetrics(*row) for layer, row in zip(layers, rows, strict=True)} | trivial
-        for name, rows in zip(names, by_lens, strict=True)
-    }
+    figures: dict[str, dict[int, LayerMetrics]] = {name: {} for name in lenses}
+    for (name, layer), row in zip(readings, means[1:].tolist(), strict=True):
+        figures[name][layer] = LayerMetrics(*row)
+    for of_lens in figures.values():
+        of_lens |= dict.fromkeys(adapter.trivial_layers, model)
     return Evaluation(model, figures, log(adapter.vocab_size), unigram_ce)
+
+
+def reads(lens: Lens, layer: int) -> bool:
+    """Whether a lens, ours or another package's, has something to read this layer with."""
+    return lens.reads(layer) if isinstance(lens, OurLens) else True
 
 
 def batches(
@@ -144,19 +149,14 @@ def total(adapter: ModelAdapter, processes: Processes, sums: Float64[Tensor, "*a
     return processes.sum(sums.to(device)).cpu()
 
 
-def _batch_sums(
-    adapter: ModelAdapter, lenses: list[Lens], layers: tuple[int, ...], forward: Forward, ids: Tensor
-) -> Tensor:
-    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at each layer. (rows, 3),
+def _batch_sums(adapter: ModelAdapter, readings: list[tuple[Lens, int]], forward: Forward, ids: Tensor) -> Tensor:
+    """Sums over a batch's tokens of (ce, kl, entropy): the model's, then each lens's at its layer. (rows, 3),
     float64."""
-    sums = torch.zeros(1 + len(lenses) * len(layers), 3, dtype=torch.float64)
+    sums = torch.zeros(1 + len(readings), 3, dtype=torch.float64)
     for span in token_spans(adapter, forward, ids):
         sums[0] += figure_sums(span.logits, span)
-        row = 1
-        for lens in lenses:
-            for layer in layers:
-                sums[row] += figure_sums(lens(span.hidden[layer], layer), span)
-                row += 1
+        for row, (lens, layer) in enumerate(readings, start=1):
+            sums[row] += figure_sums(lens(span.hidden[layer], layer), span)
     return sums
 
 

@@ -1,125 +1,26 @@
-"""LogitLens and TunedLens for any adapter, as subclasses of tuned-lens's own, so that what takes its lenses takes
-these."""
+"""The tuned lens: an affine translator a layer, in tuned-lens's files."""
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
 from lens_rnn import artifacts, hub
 from lens_rnn.errors import ArtifactError, ConfigError
-from lens_rnn.models import LogitMap, ModelAdapter
-from lens_rnn.models.head import plain_copy
+from lens_rnn.lens.base import Lens
+from lens_rnn.lens.unembedding import Unembedding
+from lens_rnn.models import ModelAdapter
 from lens_rnn.models.inputs import checked_layers
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from tuned_lens import model_surgery
+from jaxtyping import Float
+from torch import Tensor
 from tuned_lens.nn import lenses as stock
-from tuned_lens.nn.unembed import Unembed
 
 log = logging.getLogger(__name__)
 
 
-class Unembedding(Unembed):
-    """Final norm, head and its map: states before the norm to logits. A frozen copy, so that nothing done to a lens
-    reaches the model.
-
-    The norm is kept in float32 and the head in the model's dtype; the head's input is cast to it.
-    """
-
-    def __init__(self, adapter: ModelAdapter):
-        nn.Module.__init__(self)  # tuned-lens's own constructor knows nine architectures only
-        self.final_norm = deepcopy(adapter.final_norm).float()
-        self.unembedding = plain_copy(adapter.head, adapter.dtype)
-        self.logit_map = adapter.logit_map
-        self.requires_grad_(False)
-
-    def normed(self, z: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """final_norm(z) in the norm's dtype, shape as z."""
-        parameter = next(self.final_norm.parameters(), None)
-        return self.final_norm(z if parameter is None else z.to(parameter.dtype))
-
-    def forward(self, h: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-        """Logits (…, vocab_size) of h (…, d_model), in the head's dtype."""
-        return self.logit_map(self.unembedding(self.normed(h).to(self.unembedding.weight.dtype)))
-
-    def sha256(self) -> str:
-        """Hash of norm and head as loaded."""
-        return artifacts.sha256_of(self.state_dict().items())
-
-
-def stock_attaches(adapter: ModelAdapter) -> bool:
-    """Whether tuned-lens, without this package, attaches a lens to this model as it is here: it finds the same norm and
-    head by itself, and their logits are the model's (of a scale or a cap it knows nothing)."""
-    try:
-        norm, head = model_surgery.get_final_norm(adapter.model), model_surgery.get_unembedding_matrix(adapter.model)
-    except (NotImplementedError, ValueError, AttributeError):  # another architecture, head or norm than it knows
-        return False
-    return norm is adapter.final_norm and head is adapter.head and adapter.logit_map == LogitMap()
-
-
-class _Generates(stock.Lens):
-    """Text as a layer would write it."""
-
-    @torch.no_grad()
-    def generate(
-        self,
-        adapter: ModelAdapter,
-        layer: int,
-        input_ids: Int[Tensor, "batch seq"],
-        do_sample: bool = True,
-        temp: float = 1.0,
-        max_new_tokens: int = 100,
-        eos_token_id: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Int[Tensor, "batch longer"]:
-        """Go on from input_ids (batch, seq), each token chosen by what the lens reads at `layer`.
-
-        A recurrent model is fed one token a step and keeps its state; a transformer is fed the whole text again each
-        step. do_sample: draw from softmax(logits ÷ temp), with `generator`; else take the likeliest. eos_token_id: what
-        ends a text, and fills what is after it.
-
-        Returns input_ids with up to max_new_tokens more, (batch, seq + new). Raises ConfigError for a layer that the
-        model does not have or a temp that is not above 0.
-        """
-        checked_layers(adapter, layer)
-        if not temp > 0:
-            raise ConfigError(f"temp is {temp}; it must be above 0 (do_sample=False takes the likeliest token)")
-        ids, fed, state = input_ids, input_ids, None
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        for _ in range(max_new_tokens):
-            if adapter.has_state:
-                forward, state = adapter.advance(fed, state)
-            else:
-                forward = adapter.forward(ids)
-            logits = self(forward.hidden_states[layer][:, -1], layer).float()  # (batch, vocab)
-            fed = (
-                torch.multinomial((logits / temp).softmax(-1), 1, generator=generator)
-                if do_sample
-                else logits.argmax(-1, keepdim=True)
-            )
-            if eos_token_id is not None:
-                fed = fed.masked_fill(ended[:, None], eos_token_id)
-                ended |= fed[:, 0] == eos_token_id
-            ids = torch.cat([ids, fed], dim=1)
-            if ended.all():
-                break
-        return ids
-
-
-class LogitLens(_Generates, stock.LogitLens):
-    """Reads a hidden state as if it were the last: unembedding(h)."""
-
-    @classmethod
-    def from_adapter(cls, adapter: ModelAdapter, unembedding: Unembedding | None = None) -> Self:
-        return cls(unembedding or Unembedding(adapter))
-
-
-class TunedLens(_Generates, stock.TunedLens):
+class TunedLens(Lens, stock.TunedLens):
     """Reads a hidden state after an affine map fitted for its layer: unembedding(h + W h + b) (Belrose et al. 2023,
     arXiv 2303.08112).
 
@@ -127,9 +28,15 @@ class TunedLens(_Generates, stock.TunedLens):
     trivial one (the last of a recurrent model) stays zero.
     """
 
+    kind = "tuned"
+
     def __init__(self, unembed: Unembedding, config: stock.TunedLensConfig):
         super().__init__(unembed, config)
         self.layer_translators.float()  # tuned-lens makes them in the head's dtype
+
+    @classmethod
+    def is_at(cls, place: Path) -> bool:
+        return (place / artifacts.CONFIG).is_file() or (place / artifacts.PARAMS).is_file()
 
     @classmethod
     def from_adapter(cls, adapter: ModelAdapter, unembedding: Unembedding | None = None) -> Self:
