@@ -28,8 +28,8 @@ from lens_rnn.evaluation.transfer import layer_transfer
 from lens_rnn.files import write_text
 from lens_rnn.fitting.reference import FILE as REFERENCE
 from lens_rnn.fitting.reference import load_reference
-from lens_rnn.fitting.report import describe_model, measured_report, table
-from lens_rnn.lens import LogitLens, TunedLens, Unembedding
+from lens_rnn.fitting.report import describe_model, measured_report, others_table, table
+from lens_rnn.lens import Lens, LogitLens, LowRankLens, TunedLens, Unembedding, open_lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.ranges import check_ranges, whole
 from lens_rnn.run import (
@@ -43,7 +43,6 @@ from lens_rnn.run import (
 )
 
 from tqdm import tqdm
-from tuned_lens.nn.lenses import Lens
 
 FILES = (FILE_NAME, "per_layer.csv", "perplexity.png", "perplexity.html")
 """What is written, and replaced with --overwrite."""
@@ -56,6 +55,8 @@ class Config(ModelConfig):
     lens: str | None = None
     """Folder or tuned-lens resource of a lens. Default: the one in lenses/ that was fitted last for the model, or the
     folder named like the model plus -lens."""
+    also: tuple[str, ...] = ()
+    """Other lenses of any kind to set beside it: folders, Jacobian lens files, or names on the Hub."""
     data: str = STDLIB
     """Text, as for train/fit_lens.py; what is held out of it is measured."""
     eval_data: str | None = None
@@ -103,12 +104,19 @@ class Config(ModelConfig):
 def texts_for(data: DataConfig, lens: str | None) -> tuple[DataConfig, DataConfig]:
     """The text to measure on, and the one whose token counts make the unigram baseline: the lens's own if it is from
     the same source. A lens that was fitted on all of that is measured on the text that was kept separate."""
-    report = artifacts.load(lens).report if lens else None
+    report = artifacts.load(lens).report if lens and not LowRankLens.is_at(Path(lens)) else None
     if not report or report.data.fit.source != data.data:
         return data, data
     fitted_on, apart = report.data.fit, report.settings.get("eval_data")
     counted = replace(data, tokens=fitted_on.tokens, seq_len=fitted_on.seq_len, eval_tokens=None, eval_data=apart)
     return replace(data, eval_data=data.eval_data or apart), counted
+
+
+def translating(lens: Lens, name: str) -> Lens:
+    """A lens that can stand where files have a tuned one. Raises ConfigError for another kind."""
+    if not isinstance(lens, TunedLens | LowRankLens):
+        raise ConfigError(f"--lens {name} is a {lens.kind} lens, and a tuned one is meant; give it with --also")
+    return lens
 
 
 def main(config: Config) -> None:
@@ -130,7 +138,10 @@ def main(config: Config) -> None:
     lenses: dict[str, Lens] = {"logit": LogitLens(unembedding)}
     if lens:
         doing("loading the lens")
-        lenses["tuned"] = TunedLens.load(adapter, lens, unembedding)
+        lenses["tuned"] = translating(open_lens(adapter, lens, unembedding), lens)
+    for name in config.also:
+        other = open_lens(adapter, name, unembedding)
+        lenses[other.kind if other.kind not in lenses else Path(name).stem] = other
     doing("reading the text")
     source = open_source(data)
     check_length(adapter, config.seq_len)
@@ -167,7 +178,7 @@ def main(config: Config) -> None:
         )
         measured = measured_report(adapter, evaluation, blocks.bits_per_byte, known_best(adapter, blocks))
         print(f"measured   {blocks.tokens.size:,} tokens in blocks of {blocks.seq_len}; held out: {blocks.held_out}")
-        print(table(measured, has_lens=bool(lens)))
+        print("\n".join(filter(None, (table(measured, has_lens=bool(lens)), others_table(evaluation)))))
         print(f"saved to {config.folder}")
     processes.finish()
 

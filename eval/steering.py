@@ -17,7 +17,7 @@ from lens_rnn.activity import doing
 from lens_rnn.data import STDLIB, DataConfig, open_source
 from lens_rnn.errors import ConfigError
 from lens_rnn.files import write_json, write_text
-from lens_rnn.lens import TunedLens
+from lens_rnn.lens import open_lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.processes import refuse_processes
 from lens_rnn.ranges import whole
@@ -150,7 +150,7 @@ def main(config: Config) -> None:
     # Model, lens and data.
     adapter = load_configured_model(config, processes)
     lens_name = config.lens or config.default_lens
-    lens = TunedLens.load(adapter, lens_name) if lens_name else None
+    lens = open_lens(adapter, lens_name) if lens_name else None
     doing("reading the questions")
     contrast = read_contrast(config, adapter)
     knowledge, texts = read_further(config, adapter, contrast)

@@ -16,7 +16,7 @@ from lens_rnn.drawing import save_page, save_png
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.evaluation.trajectory import FORMAT, named, predict
 from lens_rnn.evaluation.trajectory_plots import html_figure, png_figure
-from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.lens import open_lens
 from lens_rnn.ranges import whole
 from lens_rnn.reports import write_report
 from lens_rnn.run import (
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         flush=True,
     )
     adapter = load_configured_model(config, processes)
-    lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
+    lens = open_lens(adapter, name)
     # Work.
     doing("reading the text")
     trajectory = predict(adapter, lens, config.text, top_k=config.top_k, stride=config.stride)
@@ -84,7 +84,7 @@ def main(config: Config) -> None:
     # Report.
     doing("writing the results")
     text = token_reader(adapter.tokenizer)
-    title = f"{Path(adapter.name).name}, {'logit' if name == 'logit' else 'tuned'} lens"
+    title = f"{Path(adapter.name).name}, {lens.kind} lens"
     begin_output(config.output, config, config.overwrite, FILES)
     about = {"model": adapter.name, "lens": name, "text": config.text}
     write_report(config.output / "trajectory.json", about | trajectory.report(text), FORMAT)

@@ -17,7 +17,7 @@ from lens_rnn.activity import doing
 from lens_rnn.drawing import save_page, save_png
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader, visible
-from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.lens import open_lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.ranges import MOST, whole
 from lens_rnn.reports import write_report
@@ -141,7 +141,7 @@ def explain(config: Config, adapter: ModelAdapter, ids: list[int]) -> Relevance:
     lens: Lens | None = None
     if config.layer is not None:
         name = config.lens_name
-        lens = LogitLens.from_adapter(adapter) if name == "logit" else TunedLens.load(adapter, name)
+        lens = open_lens(adapter, name)
     token, against = (None if word is None else one_token(adapter, word) for word in (config.token, config.against))
     explained = Explained(token=token, against=against, position=config.position, layer=config.layer)
     return relevance(adapter, ids, explained, lens=lens, method=config.method)

@@ -103,7 +103,7 @@ def fetch(
 def fetch_file(resource: str, suffix: str, revision: str | None) -> Path:
     """One file of a model repository, from huggingface_hub's cache or downloaded: USER/REPOSITORY/PATH or, where one
     file there has this suffix, USER/REPOSITORY. Raises ArtifactError if it cannot be had."""
-    parts = resource.split("/")
+    parts = resource.strip("/").split("/") if not resource.startswith("/") else [resource]
     repo, path = "/".join(parts[:2]), "/".join(parts[2:])
     try:
         validate_repo_id(repo)

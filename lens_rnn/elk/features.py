@@ -22,7 +22,7 @@ from lens_rnn.elk.quirky import QuirkyRow
 from lens_rnn.elk.templates import Encoded, Template, encode
 from lens_rnn.errors import DataError
 from lens_rnn.files import read_json, write_json
-from lens_rnn.lens import TunedLens
+from lens_rnn.lens import LogitLens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.ranges import SEED, check_ranges, whole
 
@@ -170,7 +170,7 @@ def _read_prompts(
         forward, state = adapter.advance(ids) if adapter.has_state else (adapter.forward(ids), None)
         raw, translated = _last(adapter, forward.hidden_states, lens)
         store.put("raw", places, raw, depths)
-        if isinstance(lens, TunedLens):
+        if not isinstance(lens, LogitLens):
             store.put("translated", places, translated, depths)
         answers = torch.tensor([encoded[i].answers for i in places], device=adapter.device)  # (batch, 2)
         read = torch.stack([_odds(lens.unembed(z), answers) for z in translated])  # (layers, batch, 1)
@@ -209,7 +209,7 @@ def _read_pairs(
         ids = torch.tensor([sequences[i] for i in places], device=adapter.device)  # (batch, seq)
         raw, translated = _last(adapter, adapter.forward(ids).hidden_states, lens)
         store.put("pairs", places, raw, depths, pair)
-        if isinstance(lens, TunedLens):
+        if not isinstance(lens, LogitLens):
             store.put("pairs_translated", places, translated, depths, pair)
         on_batch(len(places))
 

@@ -10,6 +10,7 @@ from lens_rnn.errors import ArtifactError, ModelError
 from lens_rnn.files import read_json, write_atomically
 from lens_rnn.fitted import default_lens
 from lens_rnn.lens import LogitLens, TunedLens, Unembedding
+from lens_rnn.lens import open_lens as open_any_lens
 from lens_rnn.models import ModelAdapter, load_model
 
 from safetensors.torch import save
@@ -95,7 +96,9 @@ def open_lens(model: QuirkyModel, resource: str | None = None) -> tuple[Lens, st
     if source is None:
         return LogitLens.from_adapter(adapter), "logit"
     unembedding = Unembedding(adapter)
-    lens = TunedLens.load(adapter, source, unembedding)
+    lens = open_any_lens(adapter, source, unembedding)
+    if not isinstance(lens, TunedLens):  # no other kind's files say what they were fitted on
+        return lens, str(source)
     artifact = artifacts.load(source)
     known = artifact.report.model.unembedding_sha256
     fitted_on = str(artifact.config.get("base_model_name_or_path"))

@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lens_rnn.errors import DataError
@@ -71,14 +71,15 @@ class Curves:
     text."""
     units: str = UNITS
     """Bits per byte, or nats per token."""
+    others: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Cross-entropy of other lenses by name, NaN at layers that they do not read."""
 
     def __post_init__(self) -> None:
-        for field in ("logit_ce", "tuned_ce", "logit_kl", "tuned_kl"):
-            values = getattr(self, field)
+        named = {name: getattr(self, name) for name in ("logit_ce", "tuned_ce", "logit_kl", "tuned_kl")}
+        for name, values in (named | dict(self.others)).items():
             if values is not None and np.shape(values) != np.shape(self.depth):
                 raise DataError(
-                    f"{self.name}: {field} has {np.size(values)} layers and depth {np.size(self.depth)}; they must "
-                    "agree"
+                    f"{self.name}: {name} has {np.size(values)} layers and depth {np.size(self.depth)}; they must agree"
                 )
         if self.bits_per_byte_per_nat is not None and self.bits_per_byte_per_nat <= 0:
             raise DataError(f"{self.name}: bits_per_byte_per_nat is {self.bits_per_byte_per_nat}; it must be above 0")
@@ -127,7 +128,8 @@ class Curves:
         entropies = ("logit_ce", "tuned_ce", "model_ce", "uniform_ce", "unigram_ce", "logit_kl", "tuned_kl")
         known = {name: getattr(self, name) for name in entropies if getattr(self, name) is not None}
         changes: dict[str, Any] = {name: value / factor for name, value in known.items()}
-        return replace(self, **changes, transfer=None, units=PER_TOKEN)
+        others = {name: ce / factor for name, ce in self.others.items()}
+        return replace(self, **changes, others=others, transfer=None, units=PER_TOKEN)
 
     def joined_to_model(self, ce: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Depth and cross-entropy of a lens, ended by the model itself at depth 1 where the layers end before it."""

@@ -60,6 +60,12 @@ def result(
         unigram_counted_on={"tokens": int(texts.counted.tokens.size), "sha256": texts.counted.sha256},
         marginal=extras.marginal,
         js_nats=extras.js_nats,
+        others={
+            name: _by_kind(layers, factor)
+            for name, layers in evaluation.lenses.items()
+            if name not in ("logit", "tuned", "start")
+        }
+        or None,
     )
     in_bits = None
     if transfer is not None:
@@ -72,6 +78,13 @@ def result(
         model_entropy=evaluation.model.entropy * factor,
         about=about,
     )
+
+
+def _by_kind(layers: Mapping[int, LayerMetrics], factor: float) -> dict[str, dict[str, float]]:
+    return {
+        kind: {f"layer_{i}": getattr(figures, kind) * factor for i, figures in sorted(layers.items())}
+        for kind in LayerMetrics._fields
+    }
 
 
 def _lens_values(

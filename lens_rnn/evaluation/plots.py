@@ -43,6 +43,11 @@ def layers_picture(curves: Curves, lens: Lens = "both") -> Picture:
         lines.append(
             Line(label=label, group=label, x=x, y=y, colour=colour, dash=dash, width=width, marker=marker, markers=32)
         )
+    for number, (name, ce) in enumerate(curves.others.items(), start=2):
+        there, label = np.isfinite(ce), f"{name.capitalize()} lens"
+        colour, marker = DISTINCT[number % len(DISTINCT)], DISTINCT_MARKERS[number % len(DISTINCT_MARKERS)]
+        look = Line(label=label, group=label, x=curves.depth[there], y=ce[there], colour=colour)
+        lines.append(replace(look, dash="solid", width=2.0, marker=marker, markers=32))
     if curves.uniform_ce is not None:
         lines.append(_level(f"Uniform: {curves.uniform_ce:.3g}", curves.uniform_ce, GREY, "dotted"))
     if curves.unigram_ce is not None:

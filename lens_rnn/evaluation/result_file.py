@@ -22,6 +22,7 @@ import numpy as np
 FILE_NAME = "aggregate_metrics.json"
 SCRIPT = "eval/perplexity.py"
 FORMAT = 1
+_OPTIONAL = ("marginal", "js_nats", "others")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +70,8 @@ class Conditions:
     """Entropy and bias of each lens's mean prediction, in nats, where they were asked for."""
     js_nats: Sequence[float] | None = None
     """Divergence of the two lenses by layer, where it was asked for."""
+    others: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
+    """Other lenses by name: "ce", "entropy" and "kl" of each layer that they read, {"layer_0": x}."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +99,7 @@ class EvaluationResult:
         }
         if self.about is not None:
             known = {f.name: getattr(self.about, f.name) for f in fields(self.about)}
-            ours = {name: x for name, x in known.items() if x is not None or name not in ("marginal", "js_nats")}
+            ours = {name: x for name, x in known.items() if x is not None or name not in _OPTIONAL}
             content["lens_rnn"] = {"format": FORMAT, **ours, "depth": _by_layer(self.about.depth)}
         return {name: part for name, part in content.items() if part is not None}
 
@@ -176,7 +179,25 @@ def _conditions(file: "_File", n_layers: int) -> Conditions:
     numbers = ("bits_per_byte_per_nat", "uniform_ce", "unigram_ce")
     known: dict[str, Any] = {f.name: about.get(f.name) for f in fields(Conditions)}
     known |= {name: file.optional(f"lens_rnn.{name}") for name in numbers}
+    known["others"] = _others(file, known["others"], n_layers)
     return Conditions(**known | {"depth": depth, "units": units})
+
+
+def _others(file: "_File", others: Any, n_layers: int) -> Any:
+    """As they stand in the file, checked."""
+    names = {f"layer_{i}" for i in range(n_layers)}
+    try:
+        for name, kinds in (others or {}).items():
+            for kind, values in kinds.items():
+                for layer, x in values.items():
+                    if layer not in names:
+                        raise DataError(
+                            f"{file.path}: lens_rnn.others.{name}.{kind} has {layer}, which logit.ce has not"
+                        )
+                    file.finite(f"lens_rnn.others.{name}.{kind}.{layer}", x)
+    except AttributeError:
+        raise DataError(f"{file.path}: lens_rnn.others must hold lens: {{kind: {{layer: number}}}}") from None
+    return others
 
 
 class _File:
@@ -211,7 +232,7 @@ class _File:
         return value
 
     def number(self, key: str) -> float:
-        return self._finite(key, self.get(key))
+        return self.finite(key, self.get(key))
 
     def optional(self, key: str) -> float | None:
         return self.number(key) if self.has(key) else None
@@ -229,9 +250,9 @@ class _File:
             raise DataError(f"{self.path}: {key} has no layers; run {SCRIPT} again")
         if expected is not None and len(names) != expected:
             raise DataError(f"{self.path}: {key} has {len(names)} layers and logit.ce {expected}; they must agree")
-        return np.array([self._finite(f"{key}.{name}", table[name]) for name in names])
+        return np.array([self.finite(f"{key}.{name}", table[name]) for name in names])
 
-    def _finite(self, key: str, value: Any) -> float:
+    def finite(self, key: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise DataError(f"{self.path}: {key} must be a finite number, not {value!r:.40}")
         return float(value)

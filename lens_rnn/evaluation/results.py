@@ -89,6 +89,10 @@ def read_curves(spec: str | Path) -> Curves:
         logit_kl=result.logit.kl,
         tuned_kl=tuned.kl if tuned else None,
         family=FAMILIES.get(family or "", family),
+        others={
+            other: np.array([kinds.get("ce", {}).get(f"layer_{i}", np.nan) for i in range(len(depth))])
+            for other, kinds in ((about.others if about else None) or {}).items()
+        },
     )
 
 

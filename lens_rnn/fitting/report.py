@@ -200,6 +200,18 @@ def table(report: FitReport, has_lens: bool = True) -> str:
     return "\n".join([*lines, f"baselines, bits/byte: {known}"])
 
 
+def others_table(evaluation: Evaluation) -> str:
+    """KL of the other lenses beside the named ones, by layer, in nats a token; empty where there are none."""
+    others = {name: of for name, of in evaluation.lenses.items() if name not in ("logit", "tuned", "start")}
+    if not others:
+        return ""
+    lines = ["KL of other lenses, nats a token", "layer" + "".join(f"{name:>16}" for name in others)]
+    for layer in sorted({layer for of in others.values() for layer in of}):
+        cells = (f"{of[layer].kl:16.3f}" if layer in of else f"{'not read':>16}" for of in others.values())
+        lines.append(f"{layer:5d}" + "".join(cells))
+    return "\n".join(lines)
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

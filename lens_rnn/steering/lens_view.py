@@ -4,7 +4,7 @@ says."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lens_rnn.lens import TunedLens
+from lens_rnn.lens import Lens
 from lens_rnn.models import Forward, ModelAdapter
 from lens_rnn.steering.evaluation import Edit, Prefix
 from lens_rnn.steering.pairs import Question
@@ -32,7 +32,7 @@ class LatentEffect:
 
 @torch.no_grad()
 def latent_effect(
-    adapter: ModelAdapter, lens: TunedLens, questions: Sequence[Question], edit: Edit, multipliers: Sequence[float]
+    adapter: ModelAdapter, lens: Lens, questions: Sequence[Question], edit: Edit, multipliers: Sequence[float]
 ) -> LatentEffect:
     """Read every layer that is not trivial, unsteered and at each multiplier."""
     times = torch.tensor([0.0, *multipliers], dtype=torch.float32, device=adapter.device)
@@ -49,7 +49,7 @@ def latent_effect(
     return LatentEffect(layers=layers, depths=depths, log_odds=log_odds, kl=kl)
 
 
-def _log_probabilities(adapter: ModelAdapter, lens: TunedLens, forward: Forward) -> list[Tensor]:
+def _log_probabilities(adapter: ModelAdapter, lens: Lens, forward: Forward) -> list[Tensor]:
     """ln q (batch, vocab), float64, at the last token: of each layer that is not trivial, then of the model."""
     logits = [lens(forward.hidden_states[layer][:, -1], layer) for layer in adapter.fitted_layers]
     logits.append(adapter.logits(forward.final[:, -1]))
@@ -65,7 +65,7 @@ def mean_hidden(adapter: ModelAdapter, questions: Sequence[Question], layer: int
     return (total / len(questions)).float()
 
 
-def read_vector(lens: TunedLens, vector: Tensor, layer: int, mean: Tensor) -> Tensor:
+def read_vector(lens: Lens, vector: Tensor, layer: int, mean: Tensor) -> Tensor:
     """Logits (vocab) that a small step along a residual vector (d_model) adds, read by the lens: U J(z̄) (I + W) v,
     float32.
 
@@ -75,7 +75,7 @@ def read_vector(lens: TunedLens, vector: Tensor, layer: int, mean: Tensor) -> Te
     device = lens.unembed.unembedding.weight.device
     h, v = mean.to(device), vector.to(device)
     z = lens.transform_hidden(h, layer)  # (d_model): z̄, the mean of translated states: a translator is affine
-    along = v + v @ lens[layer].weight.T
+    along = lens.transform_hidden(v, layer) - lens.transform_hidden(torch.zeros_like(v), layer)  # every kind is affine
     # not torch.func.jvp: of a LayerNorm its rounding is another (2e-7), and published figures would change
     moved = torch.autograd.functional.jvp(lens.unembed.normed, z, along)[1]  # (d_model): J (I + W) v
     head = lens.unembed.unembedding.weight

@@ -9,7 +9,7 @@ from typing import Any
 
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.intervals import FEW_CLUSTERS, Estimate, share_estimate
-from lens_rnn.lens import TunedLens
+from lens_rnn.lens import Lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.reports import read_report, to_json, write_report
 from lens_rnn.steering.clusters import clusters_of
@@ -131,7 +131,7 @@ def _arranged(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "targets": targets, "clusters": content["questions"], "left_out": ()}
 
 
-def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens) -> dict[Target, LatentEffect]:
+def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: Lens) -> dict[Target, LatentEffect]:
     """What each target's chosen edit does to latent predictions on the test questions, at −multiplier and
     +multiplier."""
     return {
@@ -145,7 +145,7 @@ def through_the_lens(experiment: Experiment, adapter: ModelAdapter, lens: TunedL
 def summary(
     experiment: Experiment,
     adapter: ModelAdapter,
-    lens: TunedLens | None = None,
+    lens: Lens | None = None,
     latent: Mapping[Target, LatentEffect] | None = None,
     lens_name: str | None = None,
 ) -> SteeringReport:
@@ -206,7 +206,7 @@ def _latent(effect: LatentEffect, outcome: Outcome) -> LatentReport:
     )
 
 
-def _vector_reading(experiment: Experiment, adapter: ModelAdapter, lens: TunedLens, layer: int) -> VectorReading:
+def _vector_reading(experiment: Experiment, adapter: ModelAdapter, lens: Lens, layer: int) -> VectorReading:
     questions = experiment.contrast.test
     reading = read_vector(lens, experiment.vectors.residual(layer), layer, mean_hidden(adapter, questions, layer))
     promoted, suppressed = top_tokens(reading)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lens_rnn.errors import ConfigError, DataError
 from lens_rnn.evaluation.tokens import token_reader
 from lens_rnn.evaluation.trajectory import Trajectory, predict
-from lens_rnn.lens import LogitLens, TunedLens
+from lens_rnn.lens import LogitLens, open_lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.views.attention import HiddenAttention, hidden_attention
 from lens_rnn.views.relevance import Explained, Relevance, relevance
@@ -138,11 +138,7 @@ class ViewerCache:
 
     def _load_lens(self, model: str, lens: str) -> Lens:
         adapter = self._model(model).adapter
-        return (
-            LogitLens.from_adapter(adapter)
-            if lens == LOGIT
-            else TunedLens.load(adapter, self.choices[model].lenses[lens])
-        )
+        return open_lens(adapter, LogitLens.kind if lens == LOGIT else self.choices[model].lenses[lens])
 
     def _read(self, model: str, lens: str, text: str, stride: int) -> Trajectory:
         ids = self._ids(model, text, MOST_TOKENS)
