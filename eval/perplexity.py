@@ -29,7 +29,7 @@ from lens_rnn.files import write_text
 from lens_rnn.fitting.reference import FILE as REFERENCE
 from lens_rnn.fitting.reference import load_reference
 from lens_rnn.fitting.report import describe_model, measured_report, others_table, table
-from lens_rnn.lens import Lens, LogitLens, LowRankLens, TunedLens, Unembedding, open_lens
+from lens_rnn.lens import Lens, LogitLens, LowRankLens, TunedLens, Unembedding, kind_at, open_lens
 from lens_rnn.models import ModelAdapter
 from lens_rnn.ranges import check_ranges, whole
 from lens_rnn.run import (
@@ -104,7 +104,7 @@ class Config(ModelConfig):
 def texts_for(data: DataConfig, lens: str | None) -> tuple[DataConfig, DataConfig]:
     """The text to measure on, and the one whose token counts make the unigram baseline: the lens's own if it is from
     the same source. A lens that was fitted on all of that is measured on the text that was kept separate."""
-    report = artifacts.load(lens).report if lens and not LowRankLens.is_at(Path(lens)) else None
+    report = artifacts.load(lens).report if lens and kind_at(Path(lens)) in (None, TunedLens) else None
     if not report or report.data.fit.source != data.data:
         return data, data
     fitted_on, apart = report.data.fit, report.settings.get("eval_data")

@@ -8,7 +8,7 @@ jacobian    unembed(J h)                      what a change of h does to later p
 
 from lens_rnn.lens.base import Lens
 from lens_rnn.lens.jacobian import JacobianLens
-from lens_rnn.lens.kinds import KINDS, open_lens
+from lens_rnn.lens.kinds import KINDS, kind_at, open_lens
 from lens_rnn.lens.logit import LogitLens
 from lens_rnn.lens.low_rank import LowRankLens
 from lens_rnn.lens.tuned import TunedLens
@@ -22,6 +22,7 @@ __all__ = [
     "LowRankLens",
     "TunedLens",
     "Unembedding",
+    "kind_at",
     "open_lens",
     "stock_attaches",
 ]

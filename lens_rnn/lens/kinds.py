@@ -19,6 +19,11 @@ KINDS: Mapping[str, type[Lens]] = MappingProxyType(
 """In the order in which a place is tried."""
 
 
+def kind_at(place: Path) -> type[Lens] | None:
+    """The kind of the lens at a place here; None where there is none, or nothing."""
+    return next((kind for kind in KINDS.values() if kind.is_at(place)), None) if place.exists() else None
+
+
 def open_lens(adapter: ModelAdapter, name: str | Path, unembedding: Unembedding | None = None) -> Lens:
     """The lens of a name: "logit", a folder or file here, or one on the Hub. Its kind is that of its files; on the Hub
     a name that ends with .pt is a Jacobian lens, and any other a tuned one.
@@ -28,10 +33,9 @@ def open_lens(adapter: ModelAdapter, name: str | Path, unembedding: Unembedding 
     if str(name) == LogitLens.kind:
         return LogitLens.from_adapter(adapter, unembedding)
     place = Path(name)
+    if kind := kind_at(place):
+        return kind.load(adapter, place, unembedding)
     if place.exists():
-        for kind in KINDS.values():
-            if kind.is_at(place):
-                return kind.load(adapter, place, unembedding)
         raise ArtifactError(f"{place} holds no lens of a known kind ({', '.join(KINDS)})")
     of_hub = JacobianLens if place.suffix == ".pt" else TunedLens
     return of_hub.load(adapter, str(name), unembedding)

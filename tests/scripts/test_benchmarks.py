@@ -165,6 +165,15 @@ def test_memory_of_one_contender(
     assert figures["peak"] >= 0
 
 
+def test_ranks_of_a_lens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--ranks", 4, 16, "--tokens", 1024, "--eval-tokens", 1024, "--output", tmp_path / "ranks.json")
+    assert run_in_process("benchmarks/low_rank.py", monkeypatch, *size) == 0
+    rows = json.loads((tmp_path / "ranks.json").read_text())["rows"]
+    assert [row[0] for row in rows] == ["logit lens", "rank 4", "rank 16", "tuned lens"]
+    kl = [float(row[1]) for row in rows]
+    assert kl == sorted(kl, reverse=True)
+
+
 def test_a_worker_of_the_scaling_benchmark(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     words = ("--model", model_folders["mamba"], "--data", text_file, "--tokens", 8192, "--worker", tmp_path)
     done = run_script("benchmarks/scaling.py", *words)
