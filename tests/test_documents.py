@@ -35,6 +35,7 @@ SMALLER = {
         8,
         *(f"--{part}-questions=80" for part in ("train", "validation", "test")),
     ),
+    "eval/live.py": ("--tokens", 5),
     "train/fit_jacobian.py": ("--texts", 2, "--seq-len", 24),
     "eval/perplexity.py": ("--eval-tokens", 4096),
     "eval/elk.py": ("--validation-questions", 80, "--test-questions", 80, "--projection", 8),

@@ -29,9 +29,9 @@ _ROWS = ("1, 2, 3", "2, 4, 6", "1, 3, 2", "3, 2, 1", "4, 1, 2", "5, 6, 7", "2, 3
 
 def _identifiers() -> Iterator[PairTexts]:
     """A parameter that is named once, and asked for in the next line."""
-    for one, other in (*pairwise(_NAMES), (_NAMES[-1], _NAMES[0])):
-        clean, corrupted = (f"def check(self, {name}):\n    if not" for name in (one, other))
-        yield PairTexts(clean, corrupted, f" {one}", f" {other}")
+    for asked, other in (*pairwise(_NAMES), (_NAMES[-1], _NAMES[0])):
+        clean, corrupted = (f"def check(self, {name}):\n    if not" for name in (asked, other))
+        yield PairTexts(clean, corrupted, f" {asked}", f" {other}")
 
 
 def _brackets() -> Iterator[PairTexts]:

@@ -174,6 +174,14 @@ def test_ranks_of_a_lens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert kl == sorted(kl, reverse=True)
 
 
+def test_writing_with_all_layers_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ("--tokens", 20, "--parts", 2, "--output", tmp_path / "live.json")
+    assert run_in_process("benchmarks/writing.py", monkeypatch, *size) == 0
+    rows = json.loads((tmp_path / "live.json").read_text())["rows"]
+    assert [row[0] for row in rows] == ["0 to 10", "10 to 19"]
+    assert all(float(row[1]) > 0 for row in rows)
+
+
 def test_a_worker_of_the_scaling_benchmark(model_folders: dict[str, Path], text_file: Path, tmp_path: Path) -> None:
     words = ("--model", model_folders["mamba"], "--data", text_file, "--tokens", 8192, "--worker", tmp_path)
     done = run_script("benchmarks/scaling.py", *words)
