@@ -23,7 +23,7 @@ from lens_rnn.fitting.choice import Translators, choose
 from lens_rnn.fitting.config import FitConfig
 from lens_rnn.fitting.cross_validation import start_by_cross_validation
 from lens_rnn.fitting.objective import FusedObjective
-from lens_rnn.fitting.optimizers import make_optimizer
+from lens_rnn.fitting.optimizers import LensOptimizer, make_optimizer
 from lens_rnn.fitting.plan import Plan, make_plan
 from lens_rnn.fitting.start import closed_form_start, measure_moments
 from lens_rnn.fitting.sums import StepSums
@@ -124,12 +124,7 @@ def fit(
         if plan.start_alone and ridge:
             result.start, result.choices = start_by_cross_validation(adapter, blocks, objective, translators)
         elif plan.start_rows and (ridge or optimizer.fisher):
-            for numbers, moments in measure_moments(adapter, blocks, objective, plan, processes):
-                if ridge:
-                    result.start |= closed_form_start(lens, moments, numbers, processes)
-                with processes.together():
-                    for at, k in enumerate(numbers):
-                        optimizer.begin(k, moments.inputs(at))
+            result.start = _start(lens, optimizer, adapter, blocks, objective, plan, processes, ridge)
     for parameter in lens.layer_translators.parameters():
         processes.share(parameter)
     if not resume_from:
@@ -177,6 +172,29 @@ def fit(
         result.choices = choose(adapter, blocks, objective, plan, processes, translators, start, late.translators)
         _refuse_non_finite_translators(lens, plan.steps)
     return result
+
+
+def _start(
+    lens: TunedLens,
+    optimizer: LensOptimizer,
+    adapter: ModelAdapter,
+    blocks: TokenBlocks,
+    objective: FusedObjective,
+    plan: Plan,
+    processes: Processes,
+    ridge: bool,
+) -> dict[int, LayerStart]:
+    """Tell the optimizer of the hidden states and, with `ridge`, set the translators in closed form. The moments, which
+    are large, are gone afterwards."""
+    starts: dict[int, LayerStart] = {}
+    for numbers, moments in measure_moments(adapter, blocks, objective, plan, processes):
+        if ridge:
+            starts |= closed_form_start(lens, moments, numbers, processes)
+        with processes.together():
+            for at, k in enumerate(numbers):
+                optimizer.begin(k, moments.inputs(at))
+        del moments  # before those of the next layers are made
+    return starts
 
 
 def _stack(lens: TunedLens, layers: tuple[int, ...]) -> Translators:

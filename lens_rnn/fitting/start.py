@@ -41,9 +41,8 @@ def measure_moments(
         of_these = Origins(origins.hidden[numbers.start : numbers.stop], origins.f)
         moments = Moments([layers[k] for k in numbers], adapter.d_model, adapter.device, of_these)
         _add_rows(moments, adapter, blocks, objective, rows, floor, plan.micro_batch_size, processes)
-        for tensor in moments.tensors():
-            tensor.copy_(processes.sum(tensor))
         yield numbers, moments
+        del moments  # whoever has them may let them go before the next are made
 
 
 def _add_rows(
@@ -56,13 +55,16 @@ def _add_rows(
     micro_batch_size: int,
     processes: Processes,
 ) -> None:
-    """Add this process's share of some blocks, one in HELD_OUT_ONE_IN to the held-out half."""
+    """Add this process's share of some blocks, one in HELD_OUT_ONE_IN to the held-out half; then what the others have
+    added."""
     chooses = np.arange(len(rows)) % HELD_OUT_ONE_IN == 1
     for held_out in (False, True):
         for part, real in processes.shares(rows[chooses == held_out], micro_batch_size):
             forward = adapter.forward(blocks.batch(part, adapter.device))
             if real:
                 add_to_moments(moments, forward, objective, bool(held_out), floor)
+    for tensor in moments.tensors():
+        tensor.copy_(processes.sum(tensor))
 
 
 def add_to_moments(
