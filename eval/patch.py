@@ -9,7 +9,7 @@
 Writes patching.png and .html, a map of layers and tokens for each kind of activation, and patching.json.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,9 +18,11 @@ from lens_rnn.activity import doing
 from lens_rnn.drawing import save_page, save_png
 from lens_rnn.errors import ConfigError
 from lens_rnn.evaluation.tokens import token_reader
+from lens_rnn.models import RecurrentAdapter
 from lens_rnn.models.inputs import one_text
 from lens_rnn.reports import write_report
 from lens_rnn.run import ModelConfig, begin_output, check_output, load_configured_model, start_processes
+from lens_rnn.views.knockout import KNOCKED_OUT, knock_out
 from lens_rnn.views.patching import KINDS, patch
 from lens_rnn.views.patching_pairs import DEMONSTRATIONS, PairTexts, read_pairs, tokenised
 from lens_rnn.views.patching_pictures import patching_html, patching_png
@@ -51,7 +53,7 @@ class Config(ModelConfig):
     pairs: Path | None = None
     """File of JSON lines with clean, corrupted, answer and foil, of one number of tokens."""
     kinds: tuple[Literal["residual", "convolution", "recurrent", "attention"], ...] | None = None
-    """What is exchanged. Default: all that the model has."""
+    """What is exchanged. Default: all that the model has, and what is lost when a block cannot read a token again."""
     output: Path = Path("results/patching")
     """Folder of the results."""
     overwrite: bool = False
@@ -94,6 +96,8 @@ def main(config: Config) -> None:
     doing("patching")
     with tqdm(total=len(pairs), unit="pair", desc="patching") as bar:
         result = patch(adapter, pairs, config.kinds, on_pair=bar.update)
+        if config.kinds is None and isinstance(adapter, RecurrentAdapter):
+            result = replace(result, shares={**result.shares, KNOCKED_OUT: knock_out(adapter, pairs).lost})
 
     # Report.
     doing("writing the results")

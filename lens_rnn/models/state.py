@@ -10,6 +10,11 @@ BlockState = dict[str, Tensor]
 """What one block remembers, by name: tensors with the batch first."""
 
 
+def is_short(name: str) -> bool:
+    """Whether a tensor of a block's state is what a short convolution or a token shift remembers: a few tokens."""
+    return name.startswith("conv") or name.endswith("shift")
+
+
 @dataclass
 class RecurrentState:
     """State after some tokens. `ModelAdapter.advance` makes one, and continues from one without changing it.

@@ -18,12 +18,13 @@ exchanged is one of these kinds, of which a model has those in its blocks:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from lens_rnn.errors import ConfigError, DataError, ModelError
 from lens_rnn.intervals import Estimate, mean_estimate
 from lens_rnn.models import ModelAdapter, RecurrentState
 from lens_rnn.models.inputs import OneText, one_text
+from lens_rnn.models.state import is_short
 from lens_rnn.reports import to_json
 
 import numpy as np
@@ -96,21 +97,11 @@ def patch(
     the model does not have, or that cannot be reached.
     """
     chosen = _kinds(adapter, kinds)
-    read = [_read(adapter, number, pair) for number, pair in enumerate(pairs)]
-    if not read:
-        raise DataError("there is no pair to patch")
-    if len(lengths := {len(clean) for clean, _ in read}) > 1:
-        raise DataError(f"pairs have {', '.join(map(str, sorted(lengths)))} tokens; give pairs of one length")
+    read = checked_pairs(adapter, pairs)
     maps: dict[str, list[np.ndarray]] = {kind: [] for kind in chosen}
     ends: list[tuple[float, float]] = []
-    for number, ((clean, corrupted), pair) in enumerate(zip(read, pairs, strict=True)):
-        run = _PairRun(adapter, clean, corrupted, (pair.answer, pair.foil))
-        if abs(run.clean - run.corrupted) < LEAST_DIFFERENCE:
-            raise DataError(
-                f"pair {number}: logit[answer] − logit[foil] is {run.clean:.2f} after the clean text and "
-                f"{run.corrupted:.2f} after the corrupted one, less than {LEAST_DIFFERENCE} apart: there is nothing to "
-                "recover"
-            )
+    for number, pair in enumerate(pairs):
+        run = PairRun.of(adapter, number, read[number], pair)
         ends.append((run.clean, run.corrupted))
         for kind in chosen:
             maps[kind].append(run.residual() if kind == RESIDUAL else run.states(kind))
@@ -137,7 +128,7 @@ def _kind(name: str) -> str:
     """Of a tensor in a block's state."""
     if name in ("keys", "values"):
         return ATTENTION
-    return CONVOLUTION if name.startswith("conv") or name.endswith("shift") else RECURRENT
+    return CONVOLUTION if is_short(name) else RECURRENT
 
 
 def _kinds(adapter: ModelAdapter, kinds: Sequence[str] | None) -> list[str]:
@@ -153,6 +144,18 @@ def _kinds(adapter: ModelAdapter, kinds: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys(kinds))
 
 
+def checked_pairs(
+    adapter: ModelAdapter, pairs: Sequence[Pair]
+) -> list[tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]]:
+    """The token ids of each pair's texts, all of one length. Raises DataError for none, or for others."""
+    read = [_read(adapter, number, pair) for number, pair in enumerate(pairs)]
+    if not read:
+        raise DataError("there is no pair to patch")
+    if len(lengths := {len(clean) for clean, _ in read}) > 1:
+        raise DataError(f"pairs have {', '.join(map(str, sorted(lengths)))} tokens; give pairs of one length")
+    return read
+
+
 def _read(adapter: ModelAdapter, number: int, pair: Pair) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
     clean, corrupted = (one_text(adapter, text)[0] for text in (pair.clean, pair.corrupted))
     if len(clean) != len(corrupted):
@@ -166,7 +169,7 @@ def _read(adapter: ModelAdapter, number: int, pair: Pair) -> tuple[Int[Tensor, "
     return clean, corrupted
 
 
-class _PairRun:
+class PairRun:
     """Both runs of a pair, and exchanges between them."""
 
     def __init__(self, adapter: ModelAdapter, clean: Tensor, corrupted: Tensor, tokens: tuple[int, int]):
@@ -175,10 +178,22 @@ class _PairRun:
         self.clean_ids, self.corrupted_ids = clean[None], corrupted[None]
         forward = adapter.forward(self.clean_ids)
         self.hidden = forward.hidden_states
-        self.clean = float(self._difference(forward.final)[0])
-        self.corrupted = float(self._difference(adapter.forward(self.corrupted_ids).final)[0])
+        self.clean = float(self.difference(forward.final)[0])
+        self.corrupted = float(self.difference(adapter.forward(self.corrupted_ids).final)[0])
 
-    def _difference(self, final: Float[Tensor, "rows tokens d_model"]) -> Float[Tensor, " rows"]:
+    @classmethod
+    def of(cls, adapter: ModelAdapter, number: int, ids: tuple[Tensor, Tensor], pair: Pair) -> Self:
+        """Of a pair, whose number is named where its two runs hardly differ: then it raises DataError."""
+        run = cls(adapter, *ids, (pair.answer, pair.foil))
+        if abs(run.clean - run.corrupted) < LEAST_DIFFERENCE:
+            raise DataError(
+                f"pair {number}: logit[answer] − logit[foil] is {run.clean:.2f} after the clean text and "
+                f"{run.corrupted:.2f} after the corrupted one, less than {LEAST_DIFFERENCE} apart: there is nothing to "
+                "recover"
+            )
+        return run
+
+    def difference(self, final: Float[Tensor, "rows tokens d_model"]) -> Float[Tensor, " rows"]:
         """logit[answer] − logit[foil] after the last token of each row."""
         answer, foil = self.tokens
         logits = self.adapter.logits(final[:, -1]).float()
@@ -205,7 +220,7 @@ class _PairRun:
                 return torch.where(part[:, :, None], clean.to(h.dtype), h)
 
             with self.adapter.edited(layer, change):
-                shares.append(self.share(self._difference(self.adapter.forward(ids).final)))
+                shares.append(self.share(self.difference(self.adapter.forward(ids).final)))
         return np.concatenate(shares)
 
     def states(self, kind: str) -> Float[np.ndarray, "layers tokens"]:
@@ -244,4 +259,4 @@ class _PairRun:
                 if _kind(name) == kind:
                     own[name][rows] = others[name].expand_as(own[name])[rows]
         rest = self.corrupted_ids[:, token + 1 :].expand(len(places), -1)
-        return self.share(self._difference(self.adapter.advance(rest, state)[0].final))
+        return self.share(self.difference(self.adapter.advance(rest, state)[0].final))

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 _COLOURS = "RdBu"
 _TICKS, _TICK_NAMES = [-1.0, -0.5, 0.0, 0.5, 1.0], ["−1", "−0.5", "0", "0.5", "1"]
-_BAR = "share of the logit difference recovered"
+_BAR = "share of the logit difference recovered, or lost"
 _MOST_NAMES = 28
 _UP = {RESIDUAL: "hidden state of layer"}
 _UP_STATE = "state of block"

@@ -13,7 +13,7 @@ def test_the_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     words = ("--demonstration", "bracket", "--device", "cpu", "--output", tmp_path)
     assert run_in_process("eval/patch.py", monkeypatch, *words) == 0
     said = capsys.readouterr().out
-    assert all(f"{kind:<12} most at" in said for kind in ("residual", "convolution", "recurrent"))
+    assert all(f"{kind:<12} most at" in said for kind in ("residual", "convolution", "recurrent", "knocked out"))
     report = json.loads((tmp_path / "patching.json").read_text())
     assert report["format"] == 1
     assert len(report["pairs"]) == len(report["clean"]) == 8

@@ -2,7 +2,7 @@
 
 from lens_rnn.errors import ConfigError, DataError, ModelError
 from lens_rnn.models import ModelAdapter, RecurrentState
-from lens_rnn.views.patching import CONVOLUTION, RECURRENT, RESIDUAL, Pair, _kind, _PairRun, kinds_of, patch
+from lens_rnn.views.patching import CONVOLUTION, RECURRENT, RESIDUAL, Pair, PairRun, _kind, kinds_of, patch
 from tests.refusals import refusal
 
 import numpy as np
@@ -27,8 +27,8 @@ def small_differences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lens_rnn.views.patching.LEAST_DIFFERENCE", 1e-4)
 
 
-def run_of(adapter: ModelAdapter, of: Pair) -> _PairRun:
-    return _PairRun(adapter, of.clean, of.corrupted, (of.answer, of.foil))
+def run_of(adapter: ModelAdapter, of: Pair) -> PairRun:
+    return PairRun(adapter, of.clean, of.corrupted, (of.answer, of.foil))
 
 
 def test_all_of_a_layer_is_the_clean_run_and_nothing_the_corrupted_one(every_model: ModelAdapter) -> None:

@@ -17,7 +17,7 @@ from lens_rnn.models.mixing import RECURRENCE, Mixing
 from lens_rnn.models.recurrence import Recurrence
 from lens_rnn.models.shapes import Hidden, Ids
 from lens_rnn.models.sharding import gathered
-from lens_rnn.models.state import BlockState, RecurrentState
+from lens_rnn.models.state import BlockState, RecurrentState, is_short
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,27 @@ class RecurrentAdapter(ModelAdapter):
         before: its state before them, None for that of no token. A state that is returned shares no memory with the one
         that was given, and none with x. Where the passage keeps no state, an empty one may be returned.
         """
+
+    @torch.no_grad()
+    def forget(self, index: int, x: Hidden, before: BlockState, after: BlockState, passage: Passage) -> BlockState:
+        """The state of block `index` after x, if x had not been written to its recurrent memory: what was there has
+        decayed as it did, and what x put in is not there.
+
+        x (batch, tokens, d_model): what the block is given. before, after: its states before and after x. passage: one
+        for all blocks, in their order, as when x was read.
+
+        A linear recurrence is the sum of what was there before, decayed, and what was put in, which is what it comes to
+        from an empty memory.
+        """
+        memory = [name for name in self.memory_names if name in after]
+        empty = before | {name: torch.zeros_like(before[name]) for name in memory}
+        _, written = self.run_block(index, x, empty, passage)
+        return after | {name: after[name] - written[name] for name in memory}
+
+    @property
+    def memory_names(self) -> tuple[str, ...]:
+        """Names of the recurrent memory in a block's state: not what a convolution or token shift remembers."""
+        return tuple(name for name in self.state_names if not is_short(name))
 
     def embed(self, input_ids: Ids) -> Hidden:
         """What enters the first block."""

@@ -83,6 +83,21 @@ class RWKV4Adapter(RecurrentAdapter):
             **dict(zip(_SUMS, sums, strict=True)),
         }
 
+    @torch.no_grad()
+    def forget(
+        self,
+        index: int,
+        x: Tensor,
+        before: BlockState,
+        after: BlockState,
+        passage: Passage,  # noqa: ARG002 - nothing is run
+    ) -> BlockState:
+        """The sums are relative to exp(max), and a token weakens what was before by the same factor whatever it says:
+        decaying `max` alone is exact, where a difference of sums would not be."""
+        attention: Any = self.blocks[index].attention
+        decay = -torch.exp(scans.wide(attention.time_decay))
+        return after | {"num": before["num"], "den": before["den"], "max": before["max"] + x.shape[1] * decay}
+
     def attention_units(self, index: int) -> int:
         attention: Any = self.blocks[index].attention
         return len(attention.time_decay)
