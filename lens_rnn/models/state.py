@@ -4,6 +4,7 @@ change."""
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 BlockState = dict[str, Tensor]
@@ -55,3 +56,20 @@ class RecurrentState:
             {name: tensor.repeat_interleave(times, 0) for name, tensor in block.items()} for block in self.blocks
         ]
         return type(self)(repeated, self.tokens, self.carrier)
+
+
+def combined(own: BlockState, other: BlockState, keep: float, multiplier: float) -> BlockState:
+    """A block's state whose recurrent memory is keep × its own + multiplier × another's; all else is its own.
+
+    RWKV-4's sums are relative to exp(max), and are combined as what they stand for.
+    """
+    mixed = dict(own)
+    if {"num", "den", "max"} <= own.keys():
+        top = torch.maximum(own["max"], other["max"])
+        shares = (keep * torch.exp(own["max"] - top), multiplier * torch.exp(other["max"] - top))
+        sums = {name: shares[0] * own[name] + shares[1] * other[name] for name in ("num", "den")}
+        return mixed | sums | {"max": top}
+    for name in own:
+        if not is_short(name) and name not in ("keys", "values"):
+            mixed[name] = keep * own[name] + multiplier * other[name]
+    return mixed

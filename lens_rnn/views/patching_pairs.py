@@ -23,13 +23,13 @@ class PairTexts(NamedTuple):
     foil: str
 
 
-_NAMES = ("name", "value", "path", "key", "data", "line", "result", "text", "file", "index")
+NAMES = ("name", "value", "path", "key", "data", "line", "result", "text", "file", "index")
 _ROWS = ("1, 2, 3", "2, 4, 6", "1, 3, 2", "3, 2, 1", "4, 1, 2", "5, 6, 7", "2, 3, 5", "6, 1, 4")
 
 
 def _identifiers() -> Iterator[PairTexts]:
     """A parameter that is named once, and asked for in the next line."""
-    for asked, other in (*pairwise(_NAMES), (_NAMES[-1], _NAMES[0])):
+    for asked, other in (*pairwise(NAMES), (NAMES[-1], NAMES[0])):
         clean, corrupted = (f"def check(self, {name}):\n    if not" for name in (asked, other))
         yield PairTexts(clean, corrupted, f" {asked}", f" {other}")
 
@@ -68,11 +68,12 @@ def read_pairs(path: Path) -> list[PairTexts]:
 
 def tokenised(adapter: ModelAdapter, pair: PairTexts) -> Pair:
     """A pair as the model reads it. Raises ConfigError where answer or foil is not one token."""
-    answer, foil = (_token(adapter, text) for text in (pair.answer, pair.foil))
+    answer, foil = (one_token(adapter, text) for text in (pair.answer, pair.foil))
     return Pair(clean=pair.clean, corrupted=pair.corrupted, answer=answer, foil=foil)
 
 
-def _token(adapter: ModelAdapter, text: str) -> int:
+def one_token(adapter: ModelAdapter, text: str) -> int:
+    """The id of a text of one token. Raises ConfigError for others."""
     ids = adapter.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise ConfigError(f"{text!r} is {len(ids)} tokens to {adapter.name}; give answers and foils of one token each")
