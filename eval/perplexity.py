@@ -141,7 +141,7 @@ def main(config: Config) -> None:
         lenses["tuned"] = translating(open_lens(adapter, lens, unembedding), lens)
     for name in config.also:
         other = open_lens(adapter, name, unembedding)
-        lenses[other.kind if other.kind not in lenses else Path(name).stem] = other
+        lenses[other.kind if other.kind not in lenses else Path(name).name.removesuffix(".pt")] = other
     doing("reading the text")
     source = open_source(data)
     check_length(adapter, config.seq_len)

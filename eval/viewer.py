@@ -31,6 +31,8 @@ class Config(ModelConfig):
     lens: str | None = None
     """Folder or tuned-lens resource of a lens for --model. Default: the one in lenses/ that was fitted last for the
     model, or the folder named like the model plus -lens. The logit lens is always there."""
+    also: tuple[str, ...] = ()
+    """Other lenses of any kind to choose for --model: folders, Jacobian lens files, or names on the Hub."""
     text: str = TEXT
     """What the page opens on."""
     host: str = "127.0.0.1"
@@ -49,7 +51,8 @@ class Config(ModelConfig):
     def choices(self) -> dict[str, Choice]:
         """The model that was named, then the demo models."""
         lens = self.lens or self.default_lens
-        named = Choice(model=self.model, lenses={Path(lens).name: lens} if lens else {})
+        lenses = {Path(name).name.removesuffix(".pt"): name for name in (lens, *self.also) if name}
+        named = Choice(model=self.model, lenses=lenses)
         return {self.model_name: named} | {
             name: choice for name, choice in shipped(CHECKPOINTS).items() if name != self.model_name
         }

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lens_rnn.errors import ConfigError, DataError
-from lens_rnn.evaluation.metrics import TokenSpan, rows_of, token_spans
+from lens_rnn.evaluation.metrics import TokenSpan, reads, rows_of, token_spans
 from lens_rnn.models import ModelAdapter
 from lens_rnn.models.inputs import OneText, one_text, whole_numbers
 
@@ -148,8 +148,8 @@ def predict(
     top_k: int = 20,
     stride: int = 1,
 ) -> Trajectory:
-    """Read one text or its token ids (tokens), at every layer that is not trivial, or every `stride`-th of them, and at
-    the model's output.
+    """Read one text or its token ids (tokens), at every layer that is not trivial and that the lens reads, or every
+    `stride`-th of them, and at the model's output.
 
     targets (tokens): what each position should predict, NO_TARGET for nothing; by default the next token. Logits are
     held for a few hundred tokens and one layer at a time.
@@ -162,7 +162,7 @@ def predict(
     batch = one_text(adapter, input_ids)  # (1, tokens)
     ids = batch[0].cpu()  # a copy of what was given
     wanted = pad(ids[1:], (0, 1), value=NO_TARGET) if targets is None else _checked_targets(adapter, targets, len(ids))
-    layers = adapter.fitted_layers[::stride]
+    layers = tuple(layer for layer in adapter.fitted_layers if reads(lens, layer))[::stride]
     parts, done = [], 0
     for span in token_spans(adapter, adapter.forward(batch), batch):
         tokens = len(span.labels)

@@ -33,7 +33,7 @@ class Choice:
     model: str
     """Folder, file or Hub name."""
     lenses: Mapping[str, str] = field(default_factory=dict)
-    """Its tuned lenses: folder or tuned-lens resource by name. The logit lens is always there."""
+    """Its lenses of any kind: folder, file or name on the Hub by name. The logit lens is always there."""
 
     @property
     def lens_names(self) -> tuple[str, ...]:

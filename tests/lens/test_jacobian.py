@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lens_rnn.errors import ArtifactError, ConfigError
 from lens_rnn.evaluation.metrics import evaluate
+from lens_rnn.evaluation.trajectory import predict
 from lens_rnn.lens import JacobianLens, LogitLens
 from lens_rnn.models import ModelAdapter, wrap_model
 from tests.data.blocks import make_blocks
@@ -77,6 +78,7 @@ def test_an_identity_is_the_logit_lens_and_a_trivial_layer_the_model(tiny_model:
 def test_layers_that_are_not_read_have_no_figures() -> None:
     adapter = llama_of(32, 3)
     lens = JacobianLens(adapter, {1: torch.eye(32)}, 1)
+    assert predict(adapter, lens, [1, 2, 3]).layers == (1,)
     figures = evaluate(adapter, {"jacobian": lens, "logit": LogitLens.from_adapter(adapter)}, make_blocks(2)).lenses
     assert [*figures["jacobian"]] == [1]
     assert [*figures["logit"]] == [0, 1, 2]

@@ -13,7 +13,8 @@ import lens_rnn.viewer
 from lens_rnn.errors import ConfigError, DataError, LensRNNError
 from lens_rnn.evaluation.tokens import visible
 from lens_rnn.evaluation.trajectory import Trajectory
-from lens_rnn.models import ModelAdapter
+from lens_rnn.lens import JacobianLens
+from lens_rnn.models import ModelAdapter, load_model
 from lens_rnn.viewer import LOGIT, Cell, Choice, Settings, ViewerCache, build_page, shipped
 from lens_rnn.viewer import cache as cache_module
 from lens_rnn.viewer.answers import FIELDS, Answers
@@ -23,6 +24,7 @@ from tests.viewer.conftest import TUNED, Library
 
 import numpy as np
 import pytest
+import torch
 
 TEXT = "A state reads <b> & $x$."
 OPENING = Settings(model="mamba", lens=TUNED, text=TEXT)
@@ -331,6 +333,18 @@ def test_the_script_opens_on_the_demo_model(monkeypatch: pytest.MonkeyPatch) -> 
     ]
     assert options == {"server_name": "127.0.0.1", "server_port": None, "share": False}
     assert cache.trajectory("tiny-mamba", "tiny-mamba-lens", "def f(", 1).shape == (8, 3)
+
+
+def test_the_script_offers_lenses_of_any_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    adapter = load_model(ROOT / "checkpoints" / "tiny-mamba", device="cpu")
+    eye = torch.eye(adapter.d_model)
+    JacobianLens(adapter, dict.fromkeys(adapter.fitted_layers, eye), 1).save(tmp_path / "jacobian.v1.pt")
+    cache, _, code = launched(monkeypatch, "--also", tmp_path / "jacobian.v1.pt")
+    assert code == 0
+    assert cache.choices["tiny-mamba"].lens_names == ("tiny-mamba-lens", "jacobian.v1", LOGIT)
+    of_jacobian, of_logit = (cache.trajectory("tiny-mamba", lens, "def f(", 1) for lens in ("jacobian.v1", LOGIT))
+    np.testing.assert_allclose(of_jacobian.kl, of_logit.kl, atol=1e-3)
 
 
 def test_the_script_puts_its_own_model_first(lens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
