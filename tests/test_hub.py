@@ -309,8 +309,8 @@ def test_what_is_no_lens_is_not_pushed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "types"),
     [
-        ("neox", ["lens_rnn.lens.TunedLens", "tuned_lens.nn.lenses.TunedLens"]),
-        ("mamba", ["lens_rnn.lens.TunedLens", "tuned_lens.nn.lenses.TunedLens"]),
+        ("neox", ["lens_rnn.lens.tuned.TunedLens", "tuned_lens.nn.lenses.TunedLens"]),
+        ("mamba", ["lens_rnn.lens.tuned.TunedLens", "tuned_lens.nn.lenses.TunedLens"]),
     ],
 )
 def test_the_code_of_a_card_runs_as_it_stands(family: str, types: list[str], told: dict[str, Any]) -> None:
