@@ -43,11 +43,11 @@ def naive(adapter: ModelAdapter, text: torch.Tensor, layer: int) -> torch.Tensor
 
 
 def test_it_is_the_mean_of_the_whole_jacobian(every_model: ModelAdapter) -> None:
-    some = texts(9, 12)
+    some = texts(6, 8)
     lens = fit_jacobian(every_model, some, CONFIG)
     assert lens.texts == 2
     assert lens.layers == every_model.fitted_layers
-    for layer in every_model.fitted_layers:
+    for layer in {0, every_model.fitted_layers[len(every_model.fitted_layers) // 2]}:
         expected = sum(naive(every_model, text, layer) for text in some) / 2
         torch.testing.assert_close(lens.jacobians[layer].double(), expected, rtol=2e-3, atol=2e-4)
 
