@@ -85,6 +85,8 @@ class Config(ModelConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         self.data_config()
+        if len({*self.also}) < len(self.also):
+            raise ConfigError("--also names a lens twice; give each once")
 
     def data_config(self) -> DataConfig:
         return DataConfig(
@@ -141,7 +143,7 @@ def main(config: Config) -> None:
         lenses["tuned"] = translating(open_lens(adapter, lens, unembedding), lens)
     for name in config.also:
         other = open_lens(adapter, name, unembedding)
-        lenses[other.kind if other.kind not in lenses else Path(name).name.removesuffix(".pt")] = other
+        lenses[next(label for label in (other.kind, Path(name).name, name) if label not in lenses)] = other
     doing("reading the text")
     source = open_source(data)
     check_length(adapter, config.seq_len)

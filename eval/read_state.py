@@ -117,7 +117,7 @@ def experiment(adapter: ModelAdapter, config: Config, how: dict[str, Any]) -> di
             results[name] = reading_experiment(
                 adapter, sources, demonstration.eliciting, config.multiplier, on_source=bar.update, **how
             )
-    print("log-probability of what the source was about, with its state less than:")
+    print("nats by which what the source was about is likelier with its state than with")
     for name, result in results.items():
         effects = [
             f"{words} {effect.value:+.2f} [{effect.low:.2f}, {effect.high:.2f}]"

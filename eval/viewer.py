@@ -51,7 +51,10 @@ class Config(ModelConfig):
     def choices(self) -> dict[str, Choice]:
         """The model that was named, then the demo models."""
         lens = self.lens or self.default_lens
-        lenses = {Path(name).name.removesuffix(".pt"): name for name in (lens, *self.also) if name}
+        lenses: dict[str, str] = {}
+        for name in filter(None, (lens, *self.also)):
+            short = Path(name).name.removesuffix(".pt")
+            lenses[name if short in lenses else short] = name
         named = Choice(model=self.model, lenses=lenses)
         return {self.model_name: named} | {
             name: choice for name, choice in shipped(CHECKPOINTS).items() if name != self.model_name

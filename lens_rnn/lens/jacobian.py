@@ -96,6 +96,8 @@ class JacobianLens(Lens):
             )
         first = 0 if adapter.states_after_blocks else 1
         by_layer = {block + first: j for block, j in file.jacobians.items() if block + first < adapter.n_layers}
+        if not by_layer:
+            raise ArtifactError(f"the Jacobian lens {file.where} has nothing for a layer of {adapter.name}")
         return cls(adapter, by_layer, file.texts, unembedding)
 
     def save(self, path: Path | str) -> None:

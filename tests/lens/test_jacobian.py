@@ -84,6 +84,12 @@ def test_layers_that_are_not_read_have_no_figures() -> None:
     assert [*figures["logit"]] == [0, 1, 2]
 
 
+def test_a_file_of_the_last_block_alone_has_nothing_for_a_transformer(tmp_path: Path) -> None:
+    torch.save({"J": {2: torch.eye(32)}, "n_prompts": 1, "source_layers": [2], "d_model": 32}, tmp_path / "lens.pt")
+    message = refusal(lambda: JacobianLens.load(llama_of(32, 3), tmp_path / "lens.pt"), ArtifactError)
+    assert "nothing for a layer" in message
+
+
 def test_fits_merge_by_their_texts(tiny_mamba: ModelAdapter) -> None:
     one, three = made(tiny_mamba, 1), made(tiny_mamba, 3, seed=1)
     merged = JacobianLens.merge(tiny_mamba, [one, three])

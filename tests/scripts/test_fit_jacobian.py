@@ -51,9 +51,13 @@ def test_it_stands_beside_the_others_in_an_evaluation(
     lens, result = tmp_path / "lens", tmp_path / "result"
     assert run_in_process("train/fit_jacobian.py", monkeypatch, *model, *SMALL, "--output", lens) == 0
     words = (*model, "--eval-tokens", 2_048, "--seq-len", 64, "--output", result)
-    assert run_in_process("eval/perplexity.py", monkeypatch, *words, "--also", lens) == 0
+    again = tmp_path / "again" / "jacobian.pt"
+    again.parent.mkdir()
+    again.write_bytes((lens / "jacobian.pt").read_bytes())
+    assert run_in_process("eval/perplexity.py", monkeypatch, *words, "--also", lens / "jacobian.pt", again) == 0
     assert "KL of other lenses" in capsys.readouterr().out
     others = json.loads((result / "aggregate_metrics.json").read_text())["lens_rnn"]["others"]
+    assert set(others) == {"jacobian", "jacobian.pt"}, "none takes the other's place"
     assert set(others["jacobian"]["kl"]) == {"layer_0", "layer_1", "layer_2"}
     assert others["jacobian"]["kl"]["layer_2"] == 0
     assert "jacobian,0," in (result / "per_layer.csv").read_text()
